@@ -1,0 +1,61 @@
+"""Where this installation keeps its things."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The one directory of an embedded installation; every path is derived from it."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> "Home":
+        """``CALOTYPE_HOME``, else ``$XDG_DATA_HOME/calotype``, else ``~/.local/share/calotype``."""
+        if home := os.environ.get("CALOTYPE_HOME"):
+            return cls(Path(home).absolute())
+        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+        return cls(Path(data).absolute() / "calotype")
+
+    @property
+    def catalog(self) -> Path:
+        """The SQLite catalogue."""
+        return self.root / "catalog.db"
+
+    @property
+    def store(self) -> Path:
+        """The object store of packs and indexes."""
+        return self.root / "store"
+
+    @property
+    def bases(self) -> Path:
+        """Materialized, read-only bases of VM disks, one raw file for each Index."""
+        return self.root / "bases"
+
+    @property
+    def disks(self) -> Path:
+        """Managed disks: one qcow2 overlay each."""
+        return self.root / "disks"
+
+    @property
+    def vms(self) -> Path:
+        """One directory for each VM: sockets, serial log, seed, links to its disks."""
+        return self.root / "vms"
+
+    @property
+    def cache(self) -> Path:
+        """What can be made again: recipe outputs, the acceleration probe."""
+        return self.root / "cache"
+
+    @property
+    def tmp(self) -> Path:
+        """Work in progress; swept when no command holds it."""
+        return self.root / "tmp"
+
+    def prepare(self) -> "Home":
+        """Create the directories (mode 0700) that are missing."""
+        for path in (self.root, self.store, self.bases, self.disks, self.vms, self.cache, self.tmp):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self
