@@ -186,6 +186,7 @@ class VirtualMachine:
     mac: str
     uid: int | None = None  # the unprivileged user that QEMU runs as, when Calotype runs as root
     deallocated: bool = False
+    notes: tuple[str, ...] = ()  # overrides, such as a second VM from a specialized image
     disks: tuple[ManagedDisk, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
     created_at: datetime

@@ -114,9 +114,16 @@ class Sandbox:
             args += ["--ro-bind", host, inside]
         args += ["--chdir", self.chdir]
         if root and self.uid is not None:
-            args += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
-            drop = [which("setpriv"), f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups"]
-            drop += ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", "--"]
+            for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"):
+                args += ["--cap-add", capability]
+            drop = [which("setpriv"), f"--reuid={self.uid}", f"--regid={self.uid}"]
+            drop += [
+                "--clear-groups",
+                "--no-new-privs",
+                "--inh-caps=-all",
+                "--bounding-set=-all",
+                "--",
+            ]
             return [*args, "--", *drop]
         return [*args, "--"]
 

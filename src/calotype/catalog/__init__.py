@@ -1,1 +1,5 @@
-"""TBD."""
+"""The catalogue: what images, disks and VMs there are. Every SQL statement of Calotype is in here."""
+
+from calotype.catalog.catalog import Catalog
+
+__all__ = ["Catalog"]

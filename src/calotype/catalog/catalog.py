@@ -1,0 +1,324 @@
+"""The statements, one method for each thing that the engine asks of the catalogue."""
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Select,
+    create_engine,
+    delete,
+    event,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+
+from calotype.catalog import rows
+from calotype.catalog.tables import disks, image_disks, images, vms
+from calotype.errors import Conflict, NotAllowed, NotFound
+from calotype.model import Image, ManagedDisk, OsState, VirtualMachine
+
+#: The newest migration; a test holds it against the migrations' own list.
+HEAD = "0001"
+
+
+class Catalog:
+    """What images, disks and VMs there are; safe for several processes at once.
+
+    Each method is one transaction. Writers take SQLite's write lock at the start (``BEGIN IMMEDIATE``), so
+    that what a method checks still holds when it writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the SQLite catalogue at ``path``; create or migrate it when needed."""
+        self._path = path
+        self._engine = _engine(path)
+        if _revision(path) != HEAD:
+            from calotype.catalog.migrate import upgrade  # noqa: PLC0415 (Alembic takes long to load)
+
+            upgrade(self._engine)
+
+    def close(self) -> None:
+        """Give back the connections."""
+        self._engine.dispose()
+
+    # -- images
+
+    def add_image(self, image: Image) -> None:
+        """Make an image exist.
+
+        Raises:
+            Conflict: the name is taken, or two data disks have one LUN.
+        """
+        with self._write() as db:
+            if _one(db, images, name=image.name) is not None:
+                raise _taken("image", image.name)
+            db.execute(insert(images), rows.image_row(image))
+            db.execute(insert(image_disks), rows.image_disk_rows(image))
+
+    def image(self, name_or_id: str) -> Image:
+        """The image of that name or id.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with self._read() as db:
+            row = _one(db, images, name=name_or_id) or _one(db, images, id=name_or_id)
+            if row is None:
+                raise _missing("image", name_or_id)
+            return rows.to_image(row, _image_disks(db, row["id"]))
+
+    def find_image(self, name: str) -> Image | None:
+        """The image of that name, or ``None``."""
+        try:
+            return self.image(name)
+        except NotFound:
+            return None
+
+    def list_images(self) -> list[Image]:
+        """All images by name."""
+        with self._read() as db:
+            found = _all(db, select(images).order_by(images.c.name))
+            return [rows.to_image(row, _image_disks(db, row["id"])) for row in found]
+
+    def set_image_tags(self, image_id: str, tags: Mapping[str, str]) -> None:
+        """Replace an image's tags."""
+        with self._write() as db:
+            db.execute(update(images).where(images.c.id == image_id).values(tags=dict(tags)))
+
+    def delete_image(self, image_id: str) -> None:
+        """Take an image out of the catalogue."""
+        with self._write() as db:
+            db.execute(delete(image_disks).where(image_disks.c.image_id == image_id))
+            db.execute(delete(images).where(images.c.id == image_id))
+
+    def indexes_in_use(self) -> set[str]:
+        """Every Index that an image or a managed disk refers to."""
+        with self._read() as db:
+            of_images = db.scalars(select(image_disks.c.index).distinct())
+            of_disks = db.scalars(
+                select(disks.c.index).where(disks.c.index.is_not(None)).distinct()
+            )
+            return {*of_images, *(index for index in of_disks if index)}
+
+    # -- VMs
+
+    def add_vm(self, vm: VirtualMachine, *, allow_second: bool = False) -> None:
+        """Make a VM and its new disks exist, in one transaction.
+
+        Raises:
+            Conflict: a name, port or address is taken.
+            NotAllowed: the image is specialized and another VM of it exists (unless ``allow_second``).
+        """
+        with self._write() as db:
+            if _one(db, vms, name=vm.name) is not None:
+                raise _taken("VM", vm.name)
+            if vm.os_state is OsState.SPECIALIZED and vm.image_id and not allow_second:
+                _refuse_second(db, vm.image_id)
+            db.execute(insert(vms), rows.vm_row(vm))
+            for disk in vm.disks:
+                _put_disk(db, disk)
+
+    def vm(self, name_or_id: str) -> VirtualMachine:
+        """The VM of that name or id, with its disks.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with self._read() as db:
+            row = _one(db, vms, name=name_or_id) or _one(db, vms, id=name_or_id)
+            if row is None:
+                raise _missing("VM", name_or_id)
+            return rows.to_vm(row, _vm_disks(db, row["id"]))
+
+    def list_vms(self) -> list[VirtualMachine]:
+        """All VMs by name."""
+        with self._read() as db:
+            found = _all(db, select(vms).order_by(vms.c.name))
+            return [rows.to_vm(row, _vm_disks(db, row["id"])) for row in found]
+
+    def vms_of_image(self, image_id: str) -> list[str]:
+        """Names of the VMs that came from an image."""
+        with self._read() as db:
+            return list(db.scalars(select(vms.c.name).where(vms.c.image_id == image_id)))
+
+    def update_vm(self, vm_id: str, **values: Any) -> None:
+        """Change columns of a VM's row.
+
+        Raises:
+            Conflict: a value that must be unique is taken.
+        """
+        with self._write() as db:
+            db.execute(update(vms).where(vms.c.id == vm_id).values(**values))
+
+    def delete_vm(self, vm_id: str, *, delete_disks: Sequence[str]) -> None:
+        """Take out a VM and the disks named by id; its other disks become unattached."""
+        with self._write() as db:
+            db.execute(delete(disks).where(disks.c.vm_id == vm_id, disks.c.id.in_(delete_disks)))
+            db.execute(update(disks).where(disks.c.vm_id == vm_id).values(vm_id=None, lun=None))
+            db.execute(delete(vms).where(vms.c.id == vm_id))
+
+    # -- managed disks
+
+    def add_disk(self, disk: ManagedDisk) -> None:
+        """Make a managed disk exist.
+
+        Raises:
+            Conflict: the name is taken.
+        """
+        with self._write() as db:
+            _put_disk(db, disk)
+
+    def disk(self, name_or_id: str) -> ManagedDisk:
+        """The managed disk of that name or id.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with self._read() as db:
+            row = _one(db, disks, name=name_or_id) or _one(db, disks, id=name_or_id)
+            if row is None:
+                raise _missing("disk", name_or_id)
+            return rows.to_disk(row)
+
+    def list_disks(self) -> list[ManagedDisk]:
+        """All managed disks by name."""
+        with self._read() as db:
+            found = _all(db, select(disks).order_by(disks.c.name))
+            return [rows.to_disk(row) for row in found]
+
+    def attach_disk(self, disk_id: str, vm_id: str, lun: int) -> None:
+        """Record that a disk is a VM's data disk at ``lun``.
+
+        Raises:
+            Conflict: the disk is attached already, or the LUN is taken.
+        """
+        with self._write() as db:
+            row = _one(db, disks, id=disk_id)
+            if row is None:
+                raise _missing("disk", disk_id)
+            if row["vm_id"] is not None:
+                raise Conflict(f"disk '{row['name']}' is attached already", hint="detach it first")
+            if _one(db, disks, vm_id=vm_id, lun=lun) is not None:
+                raise Conflict(f"LUN {lun} is taken", hint="name a free one with --lun")
+            db.execute(update(disks).where(disks.c.id == disk_id).values(vm_id=vm_id, lun=lun))
+
+    def detach_disk(self, disk_id: str) -> None:
+        """Record that a disk belongs to no VM."""
+        with self._write() as db:
+            db.execute(update(disks).where(disks.c.id == disk_id).values(vm_id=None, lun=None))
+
+    def delete_disk(self, disk_id: str) -> None:
+        """Take an unattached disk out of the catalogue.
+
+        Raises:
+            Conflict: a VM uses it.
+        """
+        with self._write() as db:
+            row = _one(db, disks, id=disk_id)
+            if row is not None and row["vm_id"] is not None:
+                raise Conflict(f"disk '{row['name']}' is attached to a VM", hint="detach it first")
+            db.execute(delete(disks).where(disks.c.id == disk_id))
+
+    # -- connections
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._engine.connect() as db:
+            yield db
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with self._engine.connect() as db:
+            db.exec_driver_sql("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except IntegrityError as error:
+                db.rollback()
+                raise Conflict(f"the catalogue refuses: {error.orig}") from error
+            except BaseException:
+                db.rollback()
+                raise
+            db.commit()
+
+
+def _engine(path: Path) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{path}", connect_args={"timeout": 60, "isolation_level": None}
+    )
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # an acknowledged row survives power loss
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    return engine
+
+
+def _revision(path: Path) -> str | None:
+    """The migration that the file is at, found without Alembic."""
+    if not path.exists():
+        return None
+    connection = sqlite3.connect(path, timeout=60)
+    try:
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.OperationalError:
+        return None
+    finally:
+        connection.close()
+    return row[0] if row else None
+
+
+def _one(db: Connection, table: Any, **where: Any) -> rows.Row | None:
+    query = select(table).where(*(table.c[name] == value for name, value in where.items()))
+    row = db.execute(query).mappings().first()
+    return None if row is None else dict(row)
+
+
+def _all(db: Connection, query: Select[Any]) -> list[rows.Row]:
+    return [dict(row) for row in db.execute(query).mappings()]
+
+
+def _image_disks(db: Connection, image_id: str) -> list[rows.Row]:
+    query = select(image_disks).where(image_disks.c.image_id == image_id)
+    return _all(db, query.order_by(image_disks.c.position))
+
+
+def _vm_disks(db: Connection, vm_id: str) -> list[rows.Row]:
+    query = select(disks).where(disks.c.vm_id == vm_id).order_by(disks.c.lun)
+    return _all(db, query)
+
+
+def _put_disk(db: Connection, disk: ManagedDisk) -> None:
+    if _one(db, disks, name=disk.name) is not None:
+        raise _taken("disk", disk.name)
+    db.execute(insert(disks), rows.disk_row(disk))
+
+
+def _refuse_second(db: Connection, image_id: str) -> None:
+    other = _one(db, vms, image_id=image_id)
+    if other is None:
+        return
+    raise NotAllowed(
+        f"the image is specialized, and VM '{other['name']}' was made from it: two of them would be "
+        "one machine twice (same host keys, machine-id, users)",
+        hint=f"generalize it: calotype vm capture {other['name']} --image NAME --generalize; "
+        "or accept the clash with --allow-duplicate-identity (recorded)",
+    )
+
+
+def _taken(kind: str, name: str) -> Conflict:
+    return Conflict(
+        f"{kind} '{name}' exists already", hint="choose another name, or delete it first"
+    )
+
+
+def _missing(kind: str, name: str) -> NotFound:
+    return NotFound(f"there is no {kind} '{name}'", hint=f"calotype {kind.lower()} list shows them")

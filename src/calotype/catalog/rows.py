@@ -1,0 +1,171 @@
+"""Between rows of the tables and the nouns of the model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from calotype.model import (
+    Architecture,
+    Caching,
+    Consistency,
+    Generation,
+    Image,
+    ImageDisk,
+    ManagedDisk,
+    OsState,
+    OsType,
+    Provenance,
+    Recommended,
+    SourceKind,
+    VirtualMachine,
+)
+
+Row = Mapping[str, Any]
+
+
+def image_row(image: Image) -> dict[str, Any]:
+    """The row of ``images``."""
+    return {
+        "id": image.id,
+        "name": image.name,
+        "os_type": image.os_type.value,
+        "os_state": image.os_state.value,
+        "architecture": image.architecture.value,
+        "generation": image.generation.value,
+        "label": image.label,
+        "family": image.family,
+        "description": image.description,
+        "eula": image.eula,
+        "vcpus": image.recommended.vcpus,
+        "memory": image.recommended.memory,
+        "tags": image.tags,
+        "provenance": _provenance_json(image.provenance),
+        "created_at": image.created_at,
+    }
+
+
+def image_disk_rows(image: Image) -> list[dict[str, Any]]:
+    """The rows of ``image_disks``, the OS disk first."""
+    return [
+        {
+            "image_id": image.id,
+            "position": position,
+            "lun": disk.lun,
+            "index": disk.index,
+            "size": disk.size,
+            "caching": disk.caching.value,
+        }
+        for position, disk in enumerate(image.disks)
+    ]
+
+
+def to_image(row: Row, disk_rows: Sequence[Row]) -> Image:
+    """An image out of its row and its disks' rows (ordered by position)."""
+    os_disk, *data = [
+        ImageDisk(index=d["index"], size=d["size"], caching=Caching(d["caching"]), lun=d["lun"])
+        for d in disk_rows
+    ]
+    return Image(
+        id=row["id"],
+        name=row["name"],
+        os_type=OsType(row["os_type"]),
+        os_state=OsState(row["os_state"]),
+        architecture=Architecture(row["architecture"]),
+        generation=Generation(row["generation"]),
+        label=row["label"],
+        family=row["family"],
+        description=row["description"],
+        eula=row["eula"],
+        recommended=Recommended(vcpus=row["vcpus"], memory=row["memory"]),
+        tags=dict(row["tags"]),
+        provenance=_to_provenance(row["provenance"]),
+        os_disk=os_disk,
+        data_disks=tuple(data),
+        created_at=row["created_at"],
+    )
+
+
+def disk_row(disk: ManagedDisk) -> dict[str, Any]:
+    """The row of ``disks``."""
+    return {
+        "id": disk.id,
+        "name": disk.name,
+        "size": disk.size,
+        "index": disk.index,
+        "image_id": disk.image_id,
+        "vm_id": disk.vm_id,
+        "lun": disk.lun,
+        "caching": disk.caching.value,
+        "tags": disk.tags,
+        "created_at": disk.created_at,
+    }
+
+
+def to_disk(row: Row) -> ManagedDisk:
+    """A managed disk out of its row."""
+    fields = {**row, "caching": Caching(row["caching"]), "tags": dict(row["tags"])}
+    return ManagedDisk(**fields)
+
+
+def vm_row(vm: VirtualMachine) -> dict[str, Any]:
+    """The row of ``vms``."""
+    return {
+        "id": vm.id,
+        "name": vm.name,
+        "vcpus": vm.vcpus,
+        "memory": vm.memory,
+        "os_type": vm.os_type.value,
+        "generation": vm.generation.value,
+        "architecture": vm.architecture.value,
+        "image_id": vm.image_id,
+        "os_state": vm.os_state.value,
+        "computer_name": vm.computer_name,
+        "admin_user": vm.admin_user,
+        "ssh_port": vm.ssh_port,
+        "forwards": [list(pair) for pair in vm.forwards],
+        "mac": vm.mac,
+        "uid": vm.uid,
+        "deallocated": vm.deallocated,
+        "notes": list(vm.notes),
+        "tags": vm.tags,
+        "created_at": vm.created_at,
+    }
+
+
+def to_vm(row: Row, disk_rows: Sequence[Row]) -> VirtualMachine:
+    """A VM out of its row and the rows of the disks that are attached to it."""
+    fields = {
+        **row,
+        "os_type": OsType(row["os_type"]),
+        "generation": Generation(row["generation"]),
+        "architecture": Architecture(row["architecture"]),
+        "os_state": OsState(row["os_state"]),
+        "forwards": tuple((host, guest) for host, guest in row["forwards"]),
+        "notes": tuple(row["notes"]),
+        "tags": dict(row["tags"]),
+        "disks": tuple(to_disk(d) for d in disk_rows),
+    }
+    return VirtualMachine(**fields)
+
+
+def _provenance_json(provenance: Provenance) -> dict[str, Any]:
+    return {
+        "kind": provenance.kind.value,
+        "source": provenance.source,
+        "source_format": provenance.source_format,
+        "sha256": provenance.sha256,
+        "vm_id": provenance.vm_id,
+        "image_id": provenance.image_id,
+        "consistency": provenance.consistency.value if provenance.consistency else None,
+        "notes": list(provenance.notes),
+    }
+
+
+def _to_provenance(value: Row) -> Provenance:
+    consistency = value["consistency"]
+    fields = {
+        **value,
+        "kind": SourceKind(value["kind"]),
+        "consistency": Consistency(consistency) if consistency else None,
+        "notes": tuple(value["notes"]),
+    }
+    return Provenance(**fields)
