@@ -50,12 +50,18 @@ class Home:
         return self.root / "cache"
 
     @property
+    def keys(self) -> Path:
+        """The SSH key pair that is made when a VM is created without one."""
+        return self.root / "keys"
+
+    @property
     def tmp(self) -> Path:
         """Work in progress; swept when no command holds it."""
         return self.root / "tmp"
 
     def prepare(self) -> "Home":
         """Create the directories (mode 0700) that are missing."""
-        for path in (self.root, self.store, self.bases, self.disks, self.vms, self.cache, self.tmp):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (self.store, self.bases, self.disks, self.vms, self.cache, self.keys, self.tmp):
+            path.mkdir(mode=0o700, exist_ok=True)
         return self

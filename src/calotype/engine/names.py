@@ -1,0 +1,82 @@
+"""What users may call things."""
+
+import re
+from uuid import uuid4
+
+from calotype.errors import InvalidInput
+
+_RESOURCE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9_])?")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+#: Names that every Linux distribution already gives to somebody else, and Azure refuses too.
+_RESERVED = frozenset(
+    {
+        *("root", "admin", "administrator", "guest", "test", "user1", "user2"),
+        *("daemon", "bin", "sys", "sync", "games", "man", "lp", "mail", "news", "uucp", "proxy"),
+        *("www-data", "backup", "list", "irc", "nobody", "sshd", "messagebus", "systemd-network"),
+    }
+)
+
+
+def new_id() -> str:
+    """A fresh id for a resource (UUID 4)."""
+    return str(uuid4())
+
+
+def resource(name: str, what: str) -> str:
+    """``name`` if it can name an image, VM or disk.
+
+    Raises:
+        InvalidInput: it cannot.
+    """
+    if not _RESOURCE.fullmatch(name):
+        raise InvalidInput(
+            f"'{name}' cannot name {what}",
+            hint="1 to 64 letters, digits, '.', '_' and '-', starting with a letter or digit",
+        )
+    return name
+
+
+def admin_user(name: str) -> str:
+    """``name`` if it can be a VM's admin user.
+
+    Raises:
+        InvalidInput: it cannot, or belongs to the system.
+    """
+    if not _USER.fullmatch(name):
+        raise InvalidInput(
+            f"'{name}' cannot be a user name",
+            hint="up to 32 lower-case letters, digits, '_' and '-', starting with a letter",
+        )
+    if name in _RESERVED:
+        raise InvalidInput(
+            f"the user name '{name}' is reserved", hint="choose another, as on Azure"
+        )
+    return name
+
+
+def computer_name(name: str) -> str:
+    """``name`` if it can be a host name.
+
+    Raises:
+        InvalidInput: it cannot.
+    """
+    if not _HOST.fullmatch(name):
+        raise InvalidInput(
+            f"'{name}' cannot be a host name",
+            hint="letters, digits and '-', at most 63, not at either end; set --computer-name",
+        )
+    return name
+
+
+def size(text: str) -> int:
+    """Bytes in ``10G``, ``512MiB``, ``2t`` or a plain number of bytes (units are powers of 1024).
+
+    Raises:
+        InvalidInput: it is not a size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if not found:
+        raise InvalidInput(f"'{text}' is not a size", hint="write 10G, 512M, or a number of bytes")
+    scale = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}[found[2]]
+    return int(float(found[1]) * scale)
