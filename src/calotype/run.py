@@ -80,11 +80,13 @@ class Sandbox:
 
     ``uid``: as root, drop to this user and group before the command starts (without it the command keeps
     uid 0 but no capability). As an ordinary user it is ignored: a user namespace already holds.
+    ``capabilities`` are kept, for the ordinary user as root of that namespace.
     """
 
     read_only: Mapping[str, str] = field(default_factory=dict)
     read_write: Mapping[str, str] = field(default_factory=dict)
     devices: Sequence[str] = ()
+    capabilities: Sequence[str] = ()
     network: bool = False
     die_with_parent: bool = True
     uid: int | None = None
@@ -98,6 +100,7 @@ class Sandbox:
         args += ["--setenv", "PATH", _SYSTEM_PATH, "--setenv", "LC_ALL", "C.UTF-8"]
         if not root:
             args += ["--unshare-user"]
+        args += self._keep(root=root)
         if not self.network:
             args += ["--unshare-net"]
         if self.die_with_parent:
@@ -126,6 +129,11 @@ class Sandbox:
             ]
             return [*args, "--", *drop]
         return [*args, "--"]
+
+    def _keep(self, *, root: bool) -> list[str]:
+        """The ``bwrap`` arguments that keep ``capabilities``."""
+        become_root = ["--uid", "0", "--gid", "0"] if self.capabilities and not root else []
+        return [*become_root, *(f for c in self.capabilities for f in ("--cap-add", c))]
 
 
 @functools.cache
