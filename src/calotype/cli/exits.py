@@ -1,0 +1,49 @@
+"""Errors at the edge: what is printed, and the exit status of each class."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+from calotype import errors
+
+#: The nearest class in an error's line of ancestors decides.
+STATUS: Mapping[type[errors.CalotypeError], int] = {
+    errors.CalotypeError: 1,
+    errors.InvalidInput: 2,
+    errors.NotFound: 3,
+    errors.Conflict: 4,
+    errors.ToolMissing: 5,
+    errors.ToolFailed: 1,
+    errors.TimedOut: 6,
+    errors.StoreDamaged: 7,
+    errors.GuestError: 8,
+}
+INTERRUPTED = 130
+
+
+def status(error: errors.CalotypeError) -> int:
+    """The exit status of an error."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def guard(command: Callable[[], object]) -> int:
+    """Run a command; turn what it raises into words on standard error and an exit status."""
+    try:
+        result = command()
+        sys.stdout.flush()
+    except errors.CalotypeError as error:
+        print(describe(error), file=sys.stderr)
+        return status(error)
+    except KeyboardInterrupt:
+        print("interrupted: what was begun has been undone", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def describe(error: errors.CalotypeError) -> str:
+    """An error for people: its code, what is wrong, and the cure."""
+    text = f"ERROR ({error.code}): {error.message}"
+    return f"{text}\n  {error.hint}" if error.hint else text

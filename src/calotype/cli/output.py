@@ -1,0 +1,143 @@
+"""Results for people (tables) and for programs (JSON, TSV, JMESPath)."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import jmespath
+from jmespath.exceptions import JMESPathError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from calotype.cli.common import Common
+from calotype.errors import InvalidInput
+
+#: Header of a column -> what stands in it, from one (plain) record.
+Columns = Mapping[str, Callable[[dict[str, Any]], Any]]
+
+
+def emit(common: Common | None, value: object, columns: Columns | None = None) -> None:
+    """Print a result in the form that was asked for.
+
+    Args:
+        common: The command's global options.
+        value: Dataclasses, mappings, lists and scalars.
+        columns: For a table of records: its columns. A ``--query`` overrides them.
+    """
+    common = common or Common()
+    data = plain(value)
+    if common.query is not None:
+        data = _search(common.query, data)
+        columns = None
+    if common.output == "json":
+        print(json.dumps(data, indent=2, ensure_ascii=False))
+    elif common.output == "tsv":
+        _tsv(data)
+    elif common.output == "table":
+        _table(data, columns)
+
+
+def plain(value: object) -> Any:
+    """JSON's own types, with Azure's camelCase keys."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        derived = {"kind": value.kind} if hasattr(value, "kind") and "kind" not in fields else {}
+        return {_camel(name): plain(item) for name, item in {**fields, **derived}.items()}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return value
+
+
+def size(count: int | None) -> str:
+    """Bytes for people: ``1.5 GiB``."""
+    if count is None:
+        return ""
+    number = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(number) < 1024 or unit == "TiB":
+            return (
+                f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+            )
+        number /= 1024
+    raise AssertionError
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(word.capitalize() for word in rest)
+
+
+def _search(query: str, data: Any) -> Any:
+    try:
+        return jmespath.search(query, data)
+    except JMESPathError as error:
+        raise InvalidInput(f"--query: {error}", hint="see jmespath.org for the syntax") from error
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+
+
+def _tsv(data: Any) -> None:
+    for record in data if isinstance(data, list) else [data]:
+        if isinstance(record, dict):
+            record = list(record.values())  # noqa: PLW2901 (one line for each record)
+        cells = record if isinstance(record, list) else [record]
+        print("\t".join(_cell(cell).replace("\t", " ").replace("\n", " ") for cell in cells))
+
+
+def _table(data: Any, columns: Columns | None) -> None:
+    console = Console()
+    if isinstance(data, list) and all(isinstance(record, dict) for record in data):
+        if not data:
+            return
+        columns = columns or {key: _getter(key) for key in data[0]}
+        _print_rows(console, list(columns), [[get(r) for get in columns.values()] for r in data])
+    elif isinstance(data, dict):
+        _print_rows(console, None, [[key, value] for key, value in _flat(data)])
+    elif data is not None:
+        for item in data if isinstance(data, list) else [data]:
+            print(_cell(item))
+
+
+def _print_rows(
+    console: Console, headers: Sequence[str] | None, rows: Sequence[Sequence[object]]
+) -> None:
+    table = Table(show_header=headers is not None, box=None, pad_edge=False, header_style="bold")
+    for header in headers or ("", ""):
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(cell)) for cell in row))
+    console.print(table)
+
+
+def _getter(key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda record: record.get(key)
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            rows += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            for position, item in enumerate(value):
+                rows += _flat(item, f"{prefix}{key}[{position}].")
+        elif value not in (None, [], {}):
+            rows.append((prefix + key, value))
+    return rows

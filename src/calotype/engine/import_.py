@@ -1,0 +1,180 @@
+"""From uploaded files to an image: gate, ingest, row."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from calotype import disk as disks
+from calotype.engine import look, names
+from calotype.engine.context import Context
+from calotype.engine.sources import LocalFile, Upload, fetch_source, hashing
+from calotype.errors import Conflict, InvalidInput
+from calotype.model import (
+    Architecture,
+    Generation,
+    Image,
+    ImageDisk,
+    OsState,
+    OsType,
+    Provenance,
+    Recommended,
+    SourceKind,
+)
+from calotype.store import Ingested
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRequest:
+    """What a new image is to be called and what its author says of it; ``None``: Calotype looks."""
+
+    name: str
+    os_type: OsType = OsType.LINUX
+    os_state: OsState | None = None
+    architecture: Architecture = Architecture.X64
+    generation: Generation | None = None
+    label: str | None = None
+    family: str | None = None
+    description: str | None = None
+    eula: str | None = None
+    recommended: Recommended = Recommended()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A new image, and what each of its disks cost the store (the OS disk first)."""
+
+    image: Image
+    ingested: tuple[Ingested, ...]
+    existed: bool = False  # the same upload was there under that name: nothing was done
+
+
+@dataclass(frozen=True, slots=True)
+class _Uploaded:
+    """One disk in the store, and the upload that it came from."""
+
+    disk: ImageDisk
+    ingested: Ingested
+    format: str
+    sha256: str
+    source: LocalFile
+
+
+def import_image(
+    context: Context, request: ImageRequest, os_upload: Upload, data: Mapping[int, Upload]
+) -> Imported:
+    """Make an image of uploads: the OS disk, and data disks by LUN.
+
+    An OVA brings all its disks; it cannot be combined with other data disks. The same upload under the
+    same name again is no error and does nothing.
+
+    Raises:
+        DiskRefused: the gate does not let a file in.
+        InvalidInput: a checksum differs, or a property cannot be used.
+        Conflict: the name belongs to another image.
+    """
+    names.resource(request.name, "an image")
+    existing = context.catalog.find_image(request.name)
+    with context.operation() as operation:
+        scratch = operation.directory
+        if existing is not None:
+            _require_same(context, existing, os_upload, scratch)
+            return Imported(existing, (), existed=True)
+        uploaded = _take_in(context, None, os_upload, scratch)
+        if len(uploaded) > 1 and data:
+            raise InvalidInput("an OVA brings its own data disks", hint="leave out --data-disk")
+        for lun, upload in sorted(data.items()):
+            taken = _take_in(context, lun, upload, scratch)
+            if len(taken) > 1:
+                raise InvalidInput("an OVA cannot be one data disk")
+            uploaded += taken
+        image = _image(request, uploaded)
+        image = look.complete(context, request, image, scratch)
+        context.catalog.add_image(image)
+    return Imported(image, tuple(item.ingested for item in uploaded))
+
+
+def _require_same(context: Context, existing: Image, upload: Upload, scratch: Path) -> None:
+    """Accept a repeated upload of the same file; refuse another one under a taken name."""
+    taken = Conflict(
+        f"image '{existing.name}' exists already and holds something else",
+        hint="choose another name, or delete it first",
+    )
+    if existing.provenance.kind not in (SourceKind.FILE, SourceKind.URL):
+        raise taken
+    if upload.location.startswith(("http://", "https://")):
+        digest = upload.sha256
+    elif upload.location == "-":
+        raise taken
+    else:
+        with hashing(fetch_source(context, upload, scratch).path) as future:
+            digest = future.result()
+    if digest != existing.provenance.sha256:
+        raise taken
+
+
+def _take_in(
+    context: Context, lun: int | None, upload: Upload, scratch: Path
+) -> list[_Uploaded]:
+    """Put an upload into the store: one disk, or all disks of an OVA."""
+    source = fetch_source(context, upload, scratch)
+    with ExitStack() as stack:
+        digest = stack.enter_context(hashing(source.path))
+        opened = stack.enter_context(
+            disks.open_upload(
+                source.path, declared=upload.format, scratch=scratch, progress=context.progress
+            )
+        )
+        results = []
+        for position, item in enumerate(opened):
+            label = "OS disk" if lun is None and position == 0 else f"LUN {lun or position - 1}"
+            del label
+            ingested = context.repository.ingest(item.disk, progress=context.progress)
+            results.append((item, ingested))
+        sha256 = digest.result()
+    if upload.sha256 and upload.sha256.lower() != sha256:
+        raise InvalidInput(f"'{source.shown}' has SHA-256 {sha256}, not {upload.sha256.lower()}")
+    return [
+        _Uploaded(
+            ImageDisk(
+                index=ingested.index,
+                size=ingested.size,
+                caching=upload.caching,
+                lun=lun if position == 0 else position - 1,
+            ),
+            ingested,
+            item.format,
+            sha256,
+            source,
+        )
+        for position, (item, ingested) in enumerate(results)
+    ]
+
+
+def _image(request: ImageRequest, uploaded: list[_Uploaded]) -> Image:
+    first = uploaded[0]
+    return Image(
+        id=names.new_id(),
+        name=request.name,
+        os_type=request.os_type,
+        os_state=request.os_state or OsState.SPECIALIZED,
+        os_disk=first.disk,
+        data_disks=tuple(item.disk for item in uploaded[1:]),
+        architecture=request.architecture,
+        generation=request.generation or Generation.V1,
+        label=request.label,
+        family=request.family,
+        description=request.description,
+        eula=request.eula,
+        recommended=request.recommended,
+        tags=dict(request.tags),
+        provenance=Provenance(
+            kind=first.source.kind,
+            source=first.source.shown,
+            source_format=first.format,
+            sha256=first.sha256,
+        ),
+        created_at=datetime.now(UTC),
+    )

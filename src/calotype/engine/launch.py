@@ -1,0 +1,258 @@
+"""From an image to a running VM."""
+
+import hashlib
+import os
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from calotype.disk import overlay
+from calotype.engine import bases, keys, names
+from calotype.engine.context import Context
+from calotype.engine.machines import seed_path, specification
+from calotype.engine.operation import Operation
+from calotype.errors import Conflict, InvalidInput
+from calotype.machine.seed import Provisioning, build_seed, hash_password
+from calotype.model import (
+    GIB,
+    MIB,
+    Architecture,
+    Image,
+    ImageDisk,
+    ManagedDisk,
+    OsState,
+    OsType,
+    VirtualMachine,
+)
+
+#: Where uids of VMs start when Calotype runs as root; each installation takes a block of its own.
+_FIRST_UID = 1_900_000_000
+_UIDS_PER_HOME = 10_000
+_PORTS = range(22_000, 32_000)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VmRequest:
+    """What a new VM is to be. Sizes in bytes; ``None`` takes the image's or Calotype's default."""
+
+    name: str
+    image: str
+    vcpus: int | None = None
+    memory: int | None = None
+    computer_name: str | None = None
+    admin_user: str | None = None
+    admin_password: str | None = None
+    ssh_keys: Sequence[str] = ()
+    custom_data: bytes | None = None
+    timezone: str | None = None
+    os_disk_size: int | None = None
+    new_data_disks: Mapping[int, int] = field(default_factory=dict)  # LUN -> size
+    forwards: Sequence[tuple[int, int]] = ()  # (port on 127.0.0.1 or 0, port in the guest)
+    allow_duplicate_identity: bool = False
+    start: bool = True
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def create_vm(context: Context, request: VmRequest) -> VirtualMachine:
+    """Make a VM of an image: overlays over shared bases, a seed, a row, a process.
+
+    Raises:
+        InvalidInput: a part of the request does not fit the image (as ``osProfile`` on Azure).
+        NotAllowed: a second VM from a specialized image.
+        Conflict: the name is taken.
+    """
+    image = context.catalog.image(request.image)
+    _check(request, image)
+    if any(vm.name == request.name for vm in context.catalog.list_vms()):
+        raise Conflict(f"VM '{request.name}' exists already", hint="choose another name")
+    with context.operation() as operation:
+        vm = _plan(context, request, image)
+        operation.claim("vm", vm.id)
+        for disk in vm.disks:
+            operation.claim("disk", disk.id)
+        _make_files(context, operation, vm, request)
+        context.catalog.add_vm(vm, allow_second=request.allow_duplicate_identity)
+        if request.start:
+            _start_or_undo(context, vm)
+    return vm
+
+
+def _check(request: VmRequest, image: Image) -> None:
+    """Refuse what does not fit the image, before anything is made."""
+    names.resource(request.name, "a VM")
+    if image.architecture is not Architecture.X64:
+        raise InvalidInput(f"image '{image.name}' is for {image.architecture}; this host runs x64")
+    profile = {
+        "--admin-username": request.admin_user,
+        "--admin-password": request.admin_password,
+        "--ssh-key-values": request.ssh_keys,
+        "--custom-data": request.custom_data,
+        "--computer-name": request.computer_name,
+        "--time-zone": request.timezone,
+    }
+    given = [flag for flag, value in profile.items() if value]
+    if image.os_state is OsState.SPECIALIZED and given:
+        raise InvalidInput(
+            f"{', '.join(given)}: not allowed, because image '{image.name}' is specialized: it starts "
+            "as the machine that it was",
+            hint="leave them out, or make a generalized image of it",
+        )
+    if image.os_state is OsState.GENERALIZED and image.os_type is OsType.WINDOWS:
+        raise InvalidInput("provisioning of generalized Windows images is not built yet")
+    taken = {disk.lun for disk in image.data_disks}
+    for lun, size in request.new_data_disks.items():
+        if lun in taken or not 0 <= lun <= 63:
+            raise InvalidInput(
+                f"LUN {lun} is taken by the image"
+                if lun in taken
+                else f"{lun} is not a LUN (0-63)",
+                hint=f"the image uses LUNs {sorted(x for x in taken if x is not None)}",
+            )
+        if size < MIB or size % 512:
+            raise InvalidInput(f"{size} bytes is no size for a disk", hint="1M or more")
+    if request.os_disk_size is not None and request.os_disk_size < image.os_disk.size:
+        raise InvalidInput(
+            f"the OS disk of image '{image.name}' has {image.os_disk.size} bytes and cannot shrink"
+        )
+
+
+def _plan(context: Context, request: VmRequest, image: Image) -> VirtualMachine:
+    """The VM and its disks, with ids, ports, MAC and uid that nobody else has."""
+    vm_id = names.new_id()
+    now = datetime.now(UTC)
+    others = context.catalog.list_vms()
+
+    def disk(source: ImageDisk | None, lun: int | None, size: int) -> ManagedDisk:
+        suffix = "os" if lun is None else f"lun{lun}"
+        managed = ManagedDisk(
+            id=names.new_id(),
+            name=_free_disk_name(context, f"{request.name}-{suffix}"),
+            size=size,
+            vm_id=vm_id,
+            lun=lun,
+            created_at=now,
+        )
+        if source is None:
+            return managed
+        return replace(managed, index=source.index, image_id=image.id, caching=source.caching)
+
+    disks = [disk(image.os_disk, None, request.os_disk_size or image.os_disk.size)]
+    disks += [disk(source, source.lun, source.size) for source in image.data_disks]
+    disks += [disk(None, lun, size) for lun, size in sorted(request.new_data_disks.items())]
+    generalized = image.os_state is OsState.GENERALIZED
+    used = {vm.ssh_port for vm in others} | {port for vm in others for port, _ in vm.forwards}
+    ssh_port = _free_port(used)
+    notes = ()
+    if request.allow_duplicate_identity and not generalized:
+        notes = ("made with --allow-duplicate-identity: it may share another VM's identity",)
+    return VirtualMachine(
+        id=vm_id,
+        name=request.name,
+        vcpus=request.vcpus or image.recommended.vcpus or 1,
+        memory=request.memory or image.recommended.memory or GIB,
+        os_type=image.os_type,
+        generation=image.generation,
+        architecture=image.architecture,
+        image_id=image.id,
+        os_state=image.os_state,
+        computer_name=_computer_name(request) if generalized else None,
+        admin_user=(request.admin_user or "azureuser") if generalized else None,
+        ssh_port=ssh_port,
+        forwards=_forwards(request.forwards, used | {ssh_port}),
+        mac="52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3)),
+        uid=_free_uid(context, {vm.uid for vm in others}) if os.geteuid() == 0 else None,
+        notes=notes,
+        disks=tuple(disks),
+        tags=dict(request.tags),
+        created_at=now,
+    )
+
+
+def _make_files(
+    context: Context, operation: Operation, vm: VirtualMachine, request: VmRequest
+) -> None:
+    """Overlays, the VM's directory, and for a generalized image the seed."""
+    for disk in vm.disks:
+        if disk.index is not None:
+            bases.ensure(context, disk.index, operation.directory)
+        overlay.create(context.disk_path(disk.id), disk.size, base=disk.index is not None)
+    directory = context.vm_path(vm.id)
+    directory.mkdir(mode=0o700)
+    if vm.os_state is OsState.GENERALIZED:
+        build_seed(seed_path(directory), _provisioning(context, vm, request))
+
+
+def _provisioning(context: Context, vm: VirtualMachine, request: VmRequest) -> Provisioning:
+    public_keys = list(request.ssh_keys)
+    if not public_keys and not request.admin_password:
+        public_keys = [keys.ensure(context.home)]
+    assert vm.computer_name is not None  # noqa: S101 (a generalized VM has one; for the type checker)
+    return Provisioning(
+        instance_id=vm.id,
+        hostname=vm.computer_name,
+        admin_user=vm.admin_user,
+        ssh_keys=public_keys,
+        password_hash=hash_password(request.admin_password) if request.admin_password else None,
+        timezone=request.timezone,
+        custom_data=request.custom_data,
+    )
+
+
+def _start_or_undo(context: Context, vm: VirtualMachine) -> None:
+    """Start the new VM; when it does not start, it does not exist (its files go with the operation)."""
+    try:
+        context.driver.start(specification(context, vm))
+    except BaseException:
+        context.catalog.delete_vm(vm.id, delete_disks=[disk.id for disk in vm.disks])
+        raise
+
+
+def _computer_name(request: VmRequest) -> str:
+    if request.admin_user:
+        names.admin_user(request.admin_user)
+    return names.computer_name(
+        request.computer_name or request.name.replace("_", "-").replace(".", "-")
+    )
+
+
+def _free_disk_name(context: Context, wanted: str) -> str:
+    taken = {disk.name for disk in context.catalog.list_disks()}
+    candidates = (wanted, *(f"{wanted}-{n}" for n in range(2, len(taken) + 3)))
+    return next(name for name in candidates if name not in taken)
+
+
+def _free_port(used: set[int]) -> int:
+    for _ in range(1000):
+        port = secrets.choice(_PORTS)
+        if port not in used and _is_free(port):
+            return port
+    raise Conflict("no free TCP port on 127.0.0.1 between 22000 and 32000")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _forwards(wanted: Sequence[tuple[int, int]], used: set[int]) -> tuple[tuple[int, int], ...]:
+    result: list[tuple[int, int]] = []
+    for host, guest in wanted:
+        port = host or _free_port(used)
+        if port in used or not _is_free(port):
+            raise Conflict(f"port {port} of 127.0.0.1 is taken", hint="write 0:PORT for a free one")
+        used.add(port)
+        result.append((port, guest))
+    return tuple(result)
+
+
+def _free_uid(context: Context, used: set[int | None]) -> int:
+    block = int.from_bytes(hashlib.sha256(os.fsencode(context.home.root)).digest()[:2])
+    first = _FIRST_UID + block % 20_000 * _UIDS_PER_HOME
+    return next(uid for uid in range(first, first + _UIDS_PER_HOME) if uid not in used)

@@ -1,0 +1,221 @@
+"""A VM's life after it was made: start, stop, delete, disks."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from calotype.disk import overlay
+from calotype.engine import bases, names
+from calotype.engine.context import Context
+from calotype.errors import Conflict, InvalidInput, NotAllowed
+from calotype.machine import DiskSpec, MachineSpec
+from calotype.model import MIB, Caching, ManagedDisk, PowerState, VirtualMachine
+
+
+@dataclass(frozen=True, slots=True)
+class VmView:
+    """A VM and what it does now."""
+
+    vm: VirtualMachine
+    power: PowerState
+
+
+def show(context: Context, name: str) -> VmView:
+    """The VM of that name, with its power state asked of its process."""
+    vm = context.catalog.vm(name)
+    return VmView(vm, power(context, vm))
+
+
+def list_all(context: Context) -> list[VmView]:
+    """All VMs with their power states."""
+    return [VmView(vm, power(context, vm)) for vm in context.catalog.list_vms()]
+
+
+def power(context: Context, vm: VirtualMachine) -> PowerState:
+    """What a VM does now."""
+    state = context.driver.state(context.vm_path(vm.id))
+    if state is PowerState.STOPPED and vm.deallocated:
+        return PowerState.DEALLOCATED
+    return state
+
+
+def running(context: Context, name: str) -> Path:
+    """The directory of a running VM.
+
+    Raises:
+        NotAllowed: it does not run.
+    """
+    view = show(context, name)
+    if view.power not in (PowerState.RUNNING, PowerState.PAUSED):
+        raise NotAllowed(
+            f"VM '{view.vm.name}' is {view.power}", hint=f"calotype vm start {view.vm.name}"
+        )
+    return context.vm_path(view.vm.id)
+
+
+def specification(context: Context, vm: VirtualMachine) -> MachineSpec:
+    """What the driver needs to know of a VM."""
+    directory = context.vm_path(vm.id)
+    seed = seed_path(directory)
+    return MachineSpec(
+        id=vm.id,
+        name=vm.name,
+        directory=directory,
+        vcpus=vm.vcpus,
+        memory=vm.memory,
+        generation=vm.generation,
+        disks=tuple(disk_specification(context, disk) for disk in vm.disks),
+        seed=seed if seed.exists() else None,
+        mac=vm.mac,
+        forwards=((vm.ssh_port, 22), *vm.forwards),
+        uid=vm.uid,
+    )
+
+
+def seed_path(directory: Path) -> Path:
+    """The seed of the VM in ``directory``; specialized VMs have none."""
+    return directory / "seed.iso"
+
+
+def disk_specification(context: Context, disk: ManagedDisk) -> DiskSpec:
+    """What the driver needs to know of a disk."""
+    return DiskSpec(
+        id=disk.id,
+        path=context.disk_path(disk.id),
+        base=context.base_path(disk.index) if disk.index else None,
+        size=disk.size,
+        lun=disk.lun,
+        caching=disk.caching,
+    )
+
+
+def start(context: Context, name: str) -> VirtualMachine:
+    """Start a stopped VM; one that runs is left alone."""
+    vm = context.catalog.vm(name)
+    if power(context, vm) in (PowerState.RUNNING, PowerState.PAUSED):
+        return vm
+    with context.operation() as operation:
+        for disk in vm.disks:
+            if disk.index is not None:
+                bases.ensure(context, disk.index, operation.directory)
+        context.driver.start(specification(context, vm))
+        if vm.deallocated:
+            context.catalog.update_vm(vm.id, deallocated=False)
+    return replace(vm, deallocated=False)
+
+
+def stop(context: Context, name: str, *, force: bool = False, timeout: float = 120.0) -> None:
+    """Shut a VM down; ``force`` pulls the plug.
+
+    Raises:
+        TimedOut: the guest did not shut down within ``timeout`` seconds.
+    """
+    directory = context.vm_path(context.catalog.vm(name).id)
+    if force:
+        context.driver.kill(directory)
+    else:
+        context.driver.shutdown(directory, timeout=timeout)
+
+
+def restart(context: Context, name: str, *, force: bool = False, timeout: float = 120.0) -> None:
+    """Stop (when it runs) and start."""
+    stop(context, name, force=force, timeout=timeout)
+    start(context, name)
+
+
+def deallocate(context: Context, name: str, *, force: bool = False, timeout: float = 120.0) -> None:
+    """Stop, and give back what a stopped VM still holds on this host: links to its bases, logs stay."""
+    vm = context.catalog.vm(name)
+    stop(context, name, force=force, timeout=timeout)
+    context.driver.release(context.vm_path(vm.id))
+    context.catalog.update_vm(vm.id, deallocated=True)
+
+
+def delete(context: Context, name: str, *, keep_disks: bool = False) -> None:
+    """Stop a VM at once and delete it, with its disks unless ``keep_disks``."""
+    vm = context.catalog.vm(name)
+    with context.operation() as operation:
+        operation.claim("vm", vm.id)
+        gone = [] if keep_disks else [disk.id for disk in vm.disks]
+        for disk_id in gone:
+            operation.claim("disk", disk_id)
+        context.driver.kill(context.vm_path(vm.id))
+        context.catalog.delete_vm(vm.id, delete_disks=gone)
+    context.drop_unused_bases()
+
+
+# -- managed disks
+
+
+def create_disk(
+    context: Context, name: str, size: int, *, caching: Caching = Caching.READ_WRITE
+) -> ManagedDisk:
+    """Make an empty managed disk of ``size`` bytes."""
+    names.resource(name, "a disk")
+    if size < MIB or size % 512:
+        raise InvalidInput(f"{size} bytes is no size for a disk", hint="1M or more")
+    disk = ManagedDisk(
+        id=names.new_id(), name=name, size=size, caching=caching, created_at=datetime.now(UTC)
+    )
+    with context.operation() as operation:
+        operation.claim("disk", disk.id)
+        overlay.create(context.disk_path(disk.id), size, base=False)
+        context.catalog.add_disk(disk)
+    return disk
+
+
+def delete_disk(context: Context, name: str) -> None:
+    """Delete a managed disk that no VM uses."""
+    disk = context.catalog.disk(name)
+    with context.operation() as operation:
+        operation.claim("disk", disk.id)
+        context.catalog.delete_disk(disk.id)
+    context.drop_unused_bases()
+
+
+def attach(
+    context: Context, vm_name: str, disk_name: str, *, lun: int | None = None
+) -> ManagedDisk:
+    """Attach a managed disk as a data disk; a running VM sees it at once.
+
+    Raises:
+        Conflict: the disk is attached already, or the LUN is taken.
+    """
+    vm = context.catalog.vm(vm_name)
+    disk = context.catalog.disk(disk_name)
+    used = {d.lun for d in vm.data_disks}
+    if lun is None:
+        lun = next(n for n in range(64) if n not in used)
+    elif not 0 <= lun <= 63:
+        raise InvalidInput(f"{lun} is not a LUN", hint="0 to 63")
+    with context.lock(f"vm-{vm.id}"), context.operation() as operation:
+        context.catalog.attach_disk(disk.id, vm.id, lun)
+        attached = replace(disk, vm_id=vm.id, lun=lun)
+        try:
+            if disk.index is not None:
+                bases.ensure(context, disk.index, operation.directory)
+            if power(context, vm) in (PowerState.RUNNING, PowerState.PAUSED):
+                context.driver.attach(context.vm_path(vm.id), disk_specification(context, attached))
+        except BaseException:
+            context.catalog.detach_disk(disk.id)
+            raise
+    return attached
+
+
+def detach(context: Context, vm_name: str, disk_name: str) -> None:
+    """Detach a data disk; a running guest is asked to let go of it first.
+
+    Raises:
+        NotAllowed: it is the OS disk.
+        Conflict: it is not attached to this VM.
+    """
+    vm = context.catalog.vm(vm_name)
+    disk = context.catalog.disk(disk_name)
+    if disk.vm_id != vm.id:
+        raise Conflict(f"disk '{disk.name}' is not attached to VM '{vm.name}'")
+    if disk.lun is None:
+        raise NotAllowed("an OS disk cannot be detached", hint="delete the VM with --keep-disks")
+    with context.lock(f"vm-{vm.id}"):
+        if power(context, vm) in (PowerState.RUNNING, PowerState.PAUSED):
+            context.driver.detach(context.vm_path(vm.id), disk.id)
+        context.catalog.detach_disk(disk.id)

@@ -1,0 +1,134 @@
+"""Where an upload comes from: a file, a block device, a URL, standard input — made one open file."""
+
+import hashlib
+import shutil
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+from calotype.engine import names
+from calotype.engine.context import Context
+from calotype.engine.fetch import fetch, plain
+from calotype.errors import InvalidInput, NotFound
+from calotype.model import Caching, SourceKind
+
+_BLOCK = 4 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """One thing that a user wants to upload.
+
+    Attributes:
+        location: A path, an ``http(s)`` URL, or ``-`` for standard input.
+        format: The disk format that the user declares; ``None``: found out.
+        sha256: What the file must hash to (hex); required for a URL.
+        caching: The host caching of the disk.
+        allow_addresses: Networks that a URL may lead to although they are not public.
+    """
+
+    location: str
+    format: str | None = None
+    sha256: str | None = None
+    caching: Caching = Caching.READ_WRITE
+    allow_addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalFile:
+    """An upload on this machine, not yet looked at."""
+
+    path: Path
+    kind: SourceKind
+    shown: str  # as it is recorded: never a credential
+
+
+def fetch_source(context: Context, upload: Upload, scratch: Path) -> LocalFile:
+    """Bring an upload to this machine.
+
+    Raises:
+        NotFound: no such file.
+        InvalidInput: a URL without a checksum, or that is refused; a path that is no file.
+    """
+    if upload.location == "-":
+        return LocalFile(
+            path=_spool(context, scratch), kind=SourceKind.STDIN, shown="standard input"
+        )
+    if upload.location.startswith(("http://", "https://")):
+        return _download(context, upload, scratch)
+    path = Path(upload.location)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise NotFound(f"there is no file '{path}'") from None
+    if stat.S_ISREG(mode):
+        return LocalFile(path=path, kind=SourceKind.FILE, shown=path.name)
+    if stat.S_ISBLK(mode):
+        return LocalFile(path=path, kind=SourceKind.DEVICE, shown=str(path))
+    raise InvalidInput(f"'{path}' is neither a file nor a block device")
+
+
+def _download(context: Context, upload: Upload, scratch: Path) -> LocalFile:
+    if upload.sha256 is None:
+        raise InvalidInput(
+            "a URL needs a checksum",
+            hint="add --checksum with the SHA-256 that its publisher names",
+        )
+    target = scratch / names.new_id()
+    fetch(
+        upload.location,
+        target,
+        sha256=upload.sha256,
+        allow=upload.allow_addresses,
+        max_bytes=_room(scratch),
+        progress=context.progress,
+    )
+    return LocalFile(path=target, kind=SourceKind.URL, shown=plain(upload.location))
+
+
+def _spool(context: Context, scratch: Path) -> Path:
+    """Standard input as a file: formats with tables at their end cannot be read as a stream."""
+    target = scratch / names.new_id()
+    room = _room(scratch)
+    with target.open("xb") as file, context.progress.phase("standard input") as advance:
+        while block := sys.stdin.buffer.read(_BLOCK):
+            room -= len(block)
+            if room < 0:
+                raise InvalidInput("standard input does not fit on this disk")
+            file.write(block)
+            advance(len(block))
+    return target
+
+
+def _room(path: Path) -> int:
+    """Bytes that may be used below ``path``: a fifth of what is free is left alone."""
+    return shutil.disk_usage(path).free * 4 // 5
+
+
+@contextmanager
+def hashing(path: Path) -> Iterator["Future[str]"]:
+    """SHA-256 of a file, counted in the background; stopped when the block is left early."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool, FileIO(path) as file:
+        try:
+            yield pool.submit(_digest, file, stop)
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _digest(file: FileIO, stop: threading.Event) -> str:
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_BLOCK))
+    while not stop.is_set():
+        count = file.readinto(buffer)
+        if not count:
+            break
+        digest.update(buffer[:count])
+    return digest.hexdigest()

@@ -1,0 +1,12 @@
+"""The one place that chooses implementations."""
+
+from calotype.config import Home
+from calotype.engine.context import Context
+from calotype.machine import QemuDriver
+from calotype.progress import SILENT, Progress
+
+
+def build(*, home: Home | None = None, progress: Progress = SILENT) -> Context:
+    """An embedded installation: SQLite, a directory, QEMU on this host."""
+    home = home or Home.from_environment()
+    return Context(home, QemuDriver(home.cache), progress)
