@@ -93,14 +93,10 @@ class OverlaySource:
 
     def nodes(self) -> list[dict[str, Any]]:
         """The base, if any, and the overlay on it."""
-        nodes = _file("source-file", "/source")
+        beneath = _raw("base", "/base") if self.base is not None else []
         top = {"driver": "qcow2", "node-name": "source", "file": "source-file", "read-only": True}
-        if self.base is not None:
-            nodes += _file("base-file", "/base")
-            nodes += [
-                {"driver": "raw", "node-name": "base", "file": "base-file", "read-only": True}
-            ]
-        return [*nodes, top | {"backing": "base" if self.base is not None else None}]
+        backing = {"backing": "base" if self.base is not None else None}
+        return [*beneath, _file("source-file", "/source"), top | backing]
 
     def files(self) -> Mapping[str, Path]:
         """The overlay and its base."""
