@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Final, Self
 
-from calotype.disk import qcow2, raw, vhd
+from calotype.disk import qcow2, raw, vhd, vhdx, vmdk
 from calotype.disk.layout import Layout, MappedDisk
 from calotype.disk.magic import marks
 from calotype.disk.opinion import ask_inspector, ask_qemu
@@ -197,7 +197,9 @@ def _parsers(rule: SizeRule) -> Mapping[Format, Callable[[Window], Layout]]:
     return {
         Format.RAW: raw.parse,
         Format.VHD: partial(vhd.parse, size_rule=rule),
+        Format.VHDX: vhdx.parse,
         Format.QCOW2: qcow2.parse,
+        Format.VMDK: vmdk.parse,
     }
 
 

@@ -27,7 +27,7 @@ QEMU_DRIVERS: Final[Mapping[str, str]] = {
 }
 
 #: The inspector reads forwards: what it has not decided after so many bytes it does not know.
-_INSPECTED: Final = 16 << 20
+_INSPECTED: Final = 64 << 20
 # It logs an error for each check that fails; what counts of that becomes our refusal.
 logging.getLogger("oslo_utils.imageutils").setLevel(logging.CRITICAL)
 
