@@ -113,7 +113,7 @@ def ask_inspector(layout: Layout, window: Window) -> None:
     """
     from oslo_utils.imageutils import format_inspector as oslo  # noqa: PLC0415 - 0.1 s to import
 
-    flat = layout.format == "raw" or layout.variant == "fixed"
+    flat = layout.format == "raw" or (layout.format, layout.variant) == ("vhd", "fixed")
     accepted = {"raw", "gpt"} if flat else {layout.format}
     try:
         found = _inspect(oslo.InspectWrapper, window)
