@@ -45,8 +45,16 @@ class Home:
         return self.root / "vms"
 
     @property
+    def recipes(self) -> Path:
+        """Built recipes and their packages; shared by all installations of a user."""
+        if path := os.environ.get("CALOTYPE_RECIPE_CACHE"):
+            return Path(path).absolute()
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(cache).absolute() / "calotype" / "recipes"
+
+    @property
     def cache(self) -> Path:
-        """What can be made again: recipe outputs, the acceleration probe."""
+        """What can be made again, such as the acceleration probe."""
         return self.root / "cache"
 
     @property

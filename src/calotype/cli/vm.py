@@ -1,11 +1,14 @@
 """``calotype vm``: virtual machines."""
 
+import getpass
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from calotype.cli.arguments import Repeat, pair, read
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, plain
 from calotype.cli.output import size as show_size
@@ -18,8 +21,6 @@ app = App(name="vm", help="Virtual machines: create from an image, look after, c
 disk = App(name="disk", help="Attach and detach data disks, also while the VM runs.")
 app.command(disk)
 app.command("calotype.cli.capture:capture", name="capture")
-
-Repeat = Parameter(negative_iterable="")
 
 COLUMNS: Columns = {
     "Name": lambda v: v["name"],
@@ -103,14 +104,14 @@ def create(
             admin_user=admin_username,
             admin_password=_secret(admin_password),
             ssh_keys=[key for value in ssh_key_values for key in _public_keys(value)],
-            custom_data=_read(custom_data) if custom_data else None,
+            custom_data=read(custom_data) if custom_data else None,
             timezone=time_zone,
             os_disk_size=names.size(os_disk_size) if os_disk_size else None,
             new_data_disks=_data_disks(data_disk_sizes, context.catalog.image(image).data_disks),
             forwards=[_forward(text) for text in forward],
             allow_duplicate_identity=allow_duplicate_identity,
             start=start,
-            tags=dict(_pair(text) for text in tags),
+            tags=dict(pair(text) for text in tags),
         )
         vm = launch.create_vm(context, request)
         if wait and start:
@@ -303,7 +304,7 @@ def run_command(
     """
     with session(common) as context:
         result = guests.run_command(
-            context, name, command, script=_read(script) if script else None, timeout=timeout
+            context, name, command, script=read(script) if script else None, timeout=timeout
         )
         emit_result = common is not None and common.output in ("json", "tsv")
         if emit_result or (common is not None and common.query):
@@ -392,35 +393,16 @@ def _record(view: VmView, images: dict[str, str]) -> dict[str, Any]:
 def _secret(text: str | None) -> str | None:
     if text != "-":
         return text
-    from getpass import getpass  # noqa: PLC0415
-    from sys import stdin  # noqa: PLC0415
-
-    return getpass("Password: ") if stdin.isatty() else stdin.readline().rstrip("\n")
-
-
-def _read(path: str) -> bytes:
-    from sys import stdin  # noqa: PLC0415
-
-    if path == "-":
-        return stdin.buffer.read()
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidInput(f"cannot read '{path}': {error.strerror}") from error
+    if sys.stdin.isatty():
+        return getpass.getpass("Password: ")
+    return sys.stdin.readline().rstrip("\n")
 
 
 def _public_keys(value: str) -> list[str]:
-    text = value if value.startswith(("ssh-", "ecdsa-", "sk-")) else _read(value).decode()
+    text = value if value.startswith(("ssh-", "ecdsa-", "sk-")) else read(value).decode()
     if "PRIVATE KEY" in text:
         raise InvalidInput(f"'{value}' is a private key", hint=f"give the public one: {value}.pub")
     return [line.strip() for line in text.splitlines() if line.strip() and line[0] != "#"]
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise InvalidInput(f"'{text}' is not KEY=VALUE")
-    return key, value
 
 
 def _forward(text: str) -> tuple[int, int]:

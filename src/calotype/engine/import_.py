@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class ImageRequest:
     family: str | None = None
     description: str | None = None
     eula: str | None = None
-    recommended: Recommended = Recommended()
+    recommended: Recommended = field(default_factory=Recommended)
     tags: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -115,9 +115,7 @@ def _require_same(context: Context, existing: Image, upload: Upload, scratch: Pa
         raise taken
 
 
-def _take_in(
-    context: Context, lun: int | None, upload: Upload, scratch: Path
-) -> list[_Uploaded]:
+def _take_in(context: Context, lun: int | None, upload: Upload, scratch: Path) -> list[_Uploaded]:
     """Put an upload into the store: one disk, or all disks of an OVA."""
     source = fetch_source(context, upload, scratch)
     with ExitStack() as stack:

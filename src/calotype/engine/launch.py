@@ -177,7 +177,7 @@ def _make_files(
     for disk in vm.disks:
         if disk.index is not None:
             bases.ensure(context, disk.index, operation.directory)
-        overlay.create(context.disk_path(disk.id), disk.size, base=disk.index is not None)
+        overlay.create(context.disk_path(disk.id), disk.size)
     directory = context.vm_path(vm.id)
     directory.mkdir(mode=0o700)
     if vm.os_state is OsState.GENERALIZED:

@@ -159,7 +159,7 @@ def create_disk(
     )
     with context.operation() as operation:
         operation.claim("disk", disk.id)
-        overlay.create(context.disk_path(disk.id), size, base=False)
+        overlay.create(context.disk_path(disk.id), size)
         context.catalog.add_disk(disk)
     return disk
 

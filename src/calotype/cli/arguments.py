@@ -1,0 +1,29 @@
+"""Arguments that several commands read in one way."""
+
+import sys
+from pathlib import Path
+
+from cyclopts import Parameter
+
+from calotype.errors import InvalidInput
+
+#: For options that may be repeated.
+Repeat = Parameter(negative_iterable="")
+
+
+def pair(text: str) -> tuple[str, str]:
+    """``KEY=VALUE`` taken apart."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise InvalidInput(f"'{text}' is not KEY=VALUE")
+    return key, value
+
+
+def read(path: str) -> bytes:
+    """The bytes of a file; ``-`` is standard input."""
+    if path == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"cannot read '{path}': {error.strerror}") from error

@@ -1,0 +1,236 @@
+"""``calotype image``: images."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from calotype.cli.arguments import Repeat, pair
+from calotype.cli.common import Common, session
+from calotype.cli.output import Columns, emit
+from calotype.cli.output import size as show_size
+from calotype.engine import images, names
+from calotype.engine.export import FORMATS, export_image
+from calotype.engine.import_ import ImageRequest, Imported, import_image
+from calotype.engine.sources import Upload
+from calotype.errors import InvalidInput
+from calotype.model import Architecture, Caching, Generation, OsState, OsType, Recommended
+
+app = App(name="image", help="Images: upload, list, show, capture, export, tag, delete.")
+app.command("calotype.cli.capture:image_capture", name="capture")
+
+COLUMNS: Columns = {
+    "Name": lambda i: i["name"],
+    "Kind": lambda i: {"OSImage": "OS image", "VMImage": "VM image"}[i["kind"]],
+    "OS": lambda i: i["osType"],
+    "State": lambda i: i["osState"],
+    "Gen": lambda i: i["generation"],
+    "Disks": lambda i: 1 + len(i["dataDisks"]),
+    "Size": lambda i: show_size(i["osDisk"]["size"] + sum(d["size"] for d in i["dataDisks"])),
+    "From": lambda i: f"{i['provenance']['kind']}: {i['provenance']['source']}",
+    "Created": lambda i: i["createdAt"][:19],
+}
+
+
+@app.command
+def create(
+    name: str,
+    *,
+    source: str,
+    format: Annotated[str | None, Parameter(name="--format")] = None,  # noqa: A002 (the option's name)
+    checksum: str | None = None,
+    data_disk: Annotated[tuple[str, ...], Repeat] = (),
+    os_type: OsType = OsType.LINUX,
+    os_state: OsState | None = None,
+    architecture: Architecture = Architecture.X64,
+    generation: Annotated[
+        Generation | None, Parameter(name=("--generation", "--hyper-v-generation"))
+    ] = None,
+    caching: Caching = Caching.READ_WRITE,
+    label: str | None = None,
+    family: str | None = None,
+    description: str | None = None,
+    eula: str | None = None,
+    recommended_vcpus: int | None = None,
+    recommended_memory: str | None = None,
+    allow_address: Annotated[tuple[str, ...], Repeat] = (),
+    tags: Annotated[tuple[str, ...], Repeat] = (),
+    common: Common | None = None,
+) -> None:
+    """Create an image from disk files: upload.
+
+    Parameters
+    ----------
+    name
+        The image's name.
+    source
+        The OS disk (or an OVA with all disks): a file, a block device, an http(s) URL, or '-' for
+        standard input. raw, VHD, VHDX, qcow2, VMDK, also as .gz, .xz, .zst.
+    format
+        Declare the format (raw, vhd, vhdx, qcow2, vmdk, ova); the file must agree. Found out otherwise.
+    checksum
+        SHA-256 of the file: sha256:HEX or HEX. Required for a URL.
+    data_disk
+        A data disk: LUN=FILE (repeat it).
+    os_type
+        The operating system.
+    os_state
+        Generalized or Specialized; without it Calotype looks into the disk.
+    architecture
+        The processor.
+    generation
+        V1 (BIOS) or V2 (UEFI); without it Calotype looks at the partitions.
+    caching
+        Host caching of the disks.
+    label
+        A line for people.
+    family
+        The family that the image belongs to.
+    description
+        What it is.
+    eula
+        Its licence, or the URL of it.
+    recommended_vcpus
+        VM size that it wants: processors.
+    recommended_memory
+        VM size that it wants: memory (2G).
+    allow_address
+        A network (CIDR) that a URL may lead to although it is not public.
+    tags
+        KEY=VALUE.
+    """
+    digest = _checksum(checksum)
+    request = ImageRequest(
+        name=name,
+        os_type=os_type,
+        os_state=os_state,
+        architecture=architecture,
+        generation=generation,
+        label=label,
+        family=family,
+        description=description,
+        eula=eula,
+        recommended=Recommended(
+            vcpus=recommended_vcpus,
+            memory=names.size(recommended_memory) if recommended_memory else None,
+        ),
+        tags=dict(pair(text) for text in tags),
+    )
+    upload = Upload(
+        location=source,
+        format=format,
+        sha256=digest,
+        caching=caching,
+        allow_addresses=allow_address,
+    )
+    data = {
+        lun: Upload(location=location, caching=caching)
+        for lun, location in (_data_disk(text) for text in data_disk)
+    }
+    if len(data) != len(data_disk):
+        raise InvalidInput("two data disks have one LUN")
+    with session(common) as context:
+        _emit_imported(common, import_image(context, request, upload, data))
+
+
+@app.command(name="list")
+def list_(*, common: Common | None = None) -> None:
+    """List the images."""
+    with session(common) as context:
+        emit(common, context.catalog.list_images(), COLUMNS)
+
+
+@app.command
+def show(name: str, *, common: Common | None = None) -> None:
+    """Show one image: its disks, its properties, where it came from."""
+    with session(common) as context:
+        emit(common, context.catalog.image(name))
+
+
+@app.command
+def export(
+    name: str,
+    file: Path,
+    *,
+    format: Annotated[Literal[FORMATS] | None, Parameter(name="--format")] = None,  # noqa: A002
+    lun: int | None = None,
+    common: Common | None = None,
+) -> None:
+    """Write a disk of an image (or all of them, as OVA) to a file.
+
+    Parameters
+    ----------
+    name
+        The image.
+    file
+        The file to write; its ending names the format unless --format does. .gz, .xz, .zst compress.
+    format
+        raw, vhd (fixed, passes Azure's gate), vhd-dynamic, vhdx, qcow2, vmdk, vmdk-stream, ova.
+    lun
+        The data disk at this LUN instead of the OS disk.
+    """
+    with session(common) as context:
+        emit(common, export_image(context, name, file, format=format, lun=lun))
+
+
+@app.command
+def tag(
+    name: str,
+    tags: tuple[str, ...] = (),
+    *,
+    remove: Annotated[tuple[str, ...], Repeat] = (),
+    common: Common | None = None,
+) -> None:
+    """Set tags: calotype image tag NAME team=a stage=test --remove old."""
+    with session(common) as context:
+        emit(common, images.tag(context, name, dict(pair(text) for text in tags), remove).tags)
+
+
+@app.command
+def delete(
+    name: str,
+    *,
+    force: Annotated[bool, Parameter(negative="")] = False,
+    common: Common | None = None,
+) -> None:
+    """Delete an image.
+
+    Parameters
+    ----------
+    name
+        The image.
+    force
+        Although VMs were made from it (they go on to work).
+    """
+    with session(common) as context:
+        images.delete(context, name, force=force)
+
+
+def _emit_imported(common: Common | None, imported: Imported) -> None:
+    """The image; for people also what it cost the store."""
+    emit(common, imported.image)
+    if (common is None or common.output == "table") and not (common and common.query):
+        if imported.existed:
+            print("this upload was there already: nothing was done")
+        for disk, cost in zip(imported.image.disks, imported.ingested, strict=False):
+            what = "OS disk" if disk.lun is None else f"LUN {disk.lun}"
+            print(
+                f"{what}: {show_size(disk.size)}, {cost.chunks} chunks, {cost.new_chunks} new, "
+                f"{show_size(cost.stored_bytes)} stored"
+            )
+
+
+def _checksum(text: str | None) -> str | None:
+    if text is None:
+        return None
+    kind, _, digest = text.lower().rpartition(":")
+    if kind not in ("", "sha256") or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise InvalidInput(f"'{text}' is not a SHA-256", hint="sha256: and 64 hex digits")
+    return digest
+
+
+def _data_disk(text: str) -> tuple[int, str]:
+    lun, separator, location = text.partition("=")
+    if not separator or not lun.isdecimal() or not 0 <= int(lun) <= 63:
+        raise InvalidInput(f"'{text}' is not LUN=FILE", hint="such as 0=data.vhd; LUNs are 0 to 63")
+    return int(lun), location

@@ -1,0 +1,52 @@
+"""``calotype store``: what the store holds."""
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from calotype.cli.common import Common, session
+from calotype.cli.output import Columns, emit
+from calotype.cli.output import size as show_size
+from calotype.engine import storage
+
+app = App(name="store", help="The store: how much it holds, and whether it is whole.")
+
+COLUMNS: Columns = {
+    "Image": lambda r: r["image"],
+    "Logical": lambda r: show_size(r["logical"]),
+    "Stored": lambda r: show_size(r["stored"]),
+    "Shared": lambda r: show_size(r["shared"]),
+    "Deleting frees": lambda r: show_size(r["unique"]),
+}
+
+
+@app.command
+def stats(*, common: Common | None = None) -> None:
+    """Logical, stored, shared bytes; and what deleting each image would free."""
+    with session(common) as context:
+        result = storage.stats(context)
+        if common is not None and (common.output != "table" or common.query):
+            emit(common, result)
+            return
+        emit(common, result.images, COLUMNS)
+        print(
+            f"{len(result.images)} images: {show_size(result.logical)} logical, "
+            f"{show_size(result.stored)} on disk in {result.packs} packs"
+        )
+
+
+@app.command
+def check(
+    *, quick: Annotated[bool, Parameter(negative="")] = False, common: Common | None = None
+) -> int:
+    """Read everything and hold it against its checksums; name the images that damage touches.
+
+    Parameters
+    ----------
+    quick
+        Only indexes and leaves, not the data.
+    """
+    with session(common) as context:
+        result = storage.check(context, read_data=not quick)
+        emit(common, result)
+        return 0 if result.ok else 7

@@ -1,0 +1,32 @@
+"""From a recipe to an image."""
+
+from calotype.engine.context import Context
+from calotype.engine.import_ import ImageRequest, Imported, import_image
+from calotype.engine.sources import Upload
+from calotype.model import OsState
+from calotype.recipe import Recipe, build
+from calotype.recipe import recipes as known
+
+
+def available() -> list[Recipe]:
+    """The recipes that ship."""
+    return known()
+
+
+def build_image(context: Context, recipe: str, name: str) -> Imported:
+    """Build a recipe, or take what was built before, and upload it.
+
+    Raises:
+        NotFound: no such recipe.
+        ToolFailed: a package could not be had, or the build failed.
+    """
+    built = build(recipe, context.home.recipes, progress=context.progress)
+    request = ImageRequest(
+        name=name,
+        os_type=built.os_type,
+        os_state=OsState.GENERALIZED,
+        generation=built.generation,
+        label=built.name,
+        description=built.description,
+    )
+    return import_image(context, request, Upload(location=str(built.path), format="raw"), {})
