@@ -1,0 +1,332 @@
+"""Reading back: frames by the pack, leaves by the digest, and an Index as a Disk.
+
+Nothing is handed out before its digest was compared: what comes from a store may be damaged or hostile.
+"""
+
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from calotype.disk.base import Extent
+from calotype.errors import InvalidInput, StoreDamaged
+from calotype.store.codec import decode
+from calotype.store.digest import Domain, Ints, as_rows
+from calotype.store.index import Leaf, Root
+from calotype.store.objects import ReadableStore
+from calotype.store.pack import Kind, Pack
+from calotype.store.packset import PackSet
+
+_CACHE = 32 << 20  # raw bytes of frames that are kept
+_LEAVES = 64  # parsed leaves that a disk keeps
+_NEAR = 64 << 10  # frames closer than this are read together
+_TOGETHER = 8 << 20  # stored bytes read at once
+
+FrameKey = tuple[int, int]  # pack number, frame number
+
+
+class FrameReader:
+    """Reads, decompresses and verifies frames, and keeps the last ones. Safe for several threads."""
+
+    def __init__(self, objects: ReadableStore, packs: PackSet, domain: Domain) -> None:
+        self._objects = objects
+        self._packs = packs
+        self._domain = domain
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[FrameKey, bytes] = OrderedDict()
+        self._cached = 0
+
+    def frames(self, keys: Sequence[FrameKey]) -> dict[FrameKey, bytes]:
+        """The raw bytes of these frames, every chunk in them verified.
+
+        Raises:
+            StoreDamaged: a frame does not hold what its pack's footer says.
+            NotFound: a pack is gone.
+        """
+        found: dict[FrameKey, bytes] = {}
+        with self._lock:
+            for key in keys:
+                if (data := self._cache.get(key)) is not None:
+                    self._cache.move_to_end(key)
+                    found[key] = data
+        absent = sorted({key for key in keys if key not in found})
+        for group in self._together(absent):
+            found.update(self._load(group))
+        return found
+
+    def _together(self, keys: Sequence[FrameKey]) -> Iterator[list[FrameKey]]:
+        """Runs of frames that lie near each other in one pack."""
+        group: list[FrameKey] = []
+        start = end = 0
+        for key in keys:
+            pack = self._packs.packs[key[0]]
+            first = int(pack.frame_offset[key[1]])
+            last = first + int(pack.frame_stored[key[1]])
+            near = group and group[0][0] == key[0] and first - end <= _NEAR
+            if group and not (near and last - start <= _TOGETHER):
+                yield group
+                group = []
+            if not group:
+                start = first
+            group.append(key)
+            end = last
+        if group:
+            yield group
+
+    def _load(self, group: list[FrameKey]) -> dict[FrameKey, bytes]:
+        pack = self._packs.packs[group[0][0]]
+        start = int(pack.frame_offset[group[0][1]])
+        last = group[-1][1]
+        end = int(pack.frame_offset[last]) + int(pack.frame_stored[last])
+        stored = memoryview(self._objects.get_range(pack.key, start, end - start))
+        found: dict[FrameKey, bytes] = {}
+        for key in group:
+            at = int(pack.frame_offset[key[1]]) - start
+            piece = stored[at : at + int(pack.frame_stored[key[1]])]
+            found[key] = raw_frame(pack, key[1], piece, self._domain)
+        with self._lock:
+            for key, data in found.items():
+                if key not in self._cache:
+                    self._cache[key] = data
+                    self._cached += len(data)
+            while self._cached > _CACHE:
+                self._cached -= len(self._cache.popitem(last=False)[1])
+        return found
+
+
+def raw_frame(pack: Pack, number: int, stored: memoryview, domain: Domain) -> bytes:
+    """Frame ``number`` of a pack, decompressed; each chunk in it is verified.
+
+    Raises:
+        StoreDamaged: these are not its bytes.
+    """
+    try:
+        raw = decode(stored, int(pack.frame_codec[number]), int(pack.frame_raw[number]))
+    except StoreDamaged as error:
+        raise _damaged(pack, number, error.message) from None
+    first = int(pack.frame_first[number])
+    chunks = slice(first, first + int(pack.frame_chunks[number]))
+    ends = np.cumsum(pack.lengths[chunks], dtype=np.int64).tolist()
+    digests = domain.digests(memoryview(raw), zip([0, *ends[:-1]], ends, strict=True))
+    if b"".join(digests) != pack.digests[chunks].tobytes():
+        raise _damaged(pack, number, "a chunk does not match its digest")
+    return raw
+
+
+def _damaged(pack: Pack, number: int, what: str) -> StoreDamaged:
+    return StoreDamaged(
+        f"frame {number} of {pack.key}: {what}",
+        hint="run `calotype store check` to see which images are touched",
+    )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Placed:
+    """A leaf whose chunks were looked up: one element for each row."""
+
+    leaf: Leaf
+    pack: Ints  # pack number
+    frame: Ints  # frame number
+    start: Ints  # of the row's bytes in the raw frame
+
+
+class LeafReader:
+    """Reads the leaves of one Index, and finds their chunks. Safe for several threads."""
+
+    def __init__(self, objects: ReadableStore, packs: PackSet, domain: Domain, root: Root) -> None:
+        self._packs = packs
+        self._domain = domain
+        self._root = root
+        self._leaf_frames = FrameReader(objects, packs, domain)
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[int, Placed] = OrderedDict()
+
+    def leaf(self, region: int) -> Leaf | None:
+        """The leaf of a region; None when it is all zero.
+
+        Raises:
+            StoreDamaged: it is missing, or not what its digest says.
+        """
+        digest = self._root.leaves.get(region)
+        if digest is None:
+            return None
+        return self.parse(region, digest)
+
+    def parse(self, region: int, digest: bytes) -> Leaf:
+        """Read the leaf ``digest`` as that of ``region``."""
+        place = int(self._places(Kind.LEAF, [digest])[0])
+        if place < 0:
+            raise StoreDamaged(f"the leaf of region {region} is missing from the store")
+        pack, chunk = self._packs.locate(place)
+        key = (place >> 32, int(pack.chunk_frame[chunk]))
+        raw = self._leaf_frames.frames([key])[key]
+        start = int(pack.chunk_offset[chunk])
+        span = min(self._root.region, self._root.size - region * self._root.region)
+        return Leaf.decode(raw[start : start + int(pack.lengths[chunk])], span)
+
+    def placed(self, region: int) -> Placed | None:
+        """The leaf of a region with the place of every row's bytes."""
+        with self._lock:
+            if region in self._cache:
+                self._cache.move_to_end(region)
+                return self._cache[region]
+        leaf = self.leaf(region)
+        if leaf is None:
+            return None
+        placed = self._place(region, leaf)
+        with self._lock:
+            self._cache[region] = placed
+            while len(self._cache) > _LEAVES:
+                self._cache.popitem(last=False)
+        return placed
+
+    def _places(self, kind: Kind, digests: Sequence[bytes]) -> Ints:
+        self._packs.ready()
+        rows = as_rows(digests)
+        places = self._packs.find(kind, self._domain.name, rows)
+        if (places < 0).any():  # another process may have added packs since
+            self._packs.refresh()
+            places = self._packs.find(kind, self._domain.name, rows)
+        return places
+
+    def _place(self, region: int, leaf: Leaf) -> Placed:
+        places = self._places(Kind.DATA, [leaf.digests.tobytes()])
+        if (places < 0).any():
+            count = int((places < 0).sum())
+            raise StoreDamaged(
+                f"{count} chunks of region {region} are missing from the store",
+                hint="run `calotype store check` to see which images are touched",
+            )
+        frame = np.empty_like(places)
+        start = np.empty_like(places)
+        sizes = np.empty_like(places)
+        for _number, pack, here, chunks in self._packs.by_pack(places):
+            frame[here] = pack.chunk_frame[chunks]
+            start[here] = pack.chunk_offset[chunks]
+            sizes[here] = pack.lengths[chunks]
+        if (sizes != leaf.sizes).any():
+            raise StoreDamaged(f"region {region} names chunks of other sizes than the packs hold")
+        return Placed(
+            leaf, places[leaf.chunk] >> 32, frame[leaf.chunk], start[leaf.chunk] + leaf.skip
+        )
+
+
+class IndexDisk:
+    """The disk that an Index describes; a :class:`calotype.disk.base.Disk`."""
+
+    def __init__(self, root: Root, leaves: LeafReader, frames: FrameReader) -> None:
+        self._root = root
+        self._leaves = leaves
+        self._frames = frames
+
+    @property
+    def size(self) -> int:
+        """The virtual size in bytes."""
+        return self._root.size
+
+    def extents(self) -> Iterator[Extent]:
+        """Data where the Index has rows, zero elsewhere; they cover ``[0, size)``."""
+        done = start = 0  # [start, done) is data that was not reported yet
+        for region in sorted(self._root.leaves):
+            leaf = self._leaves.leaf(region)
+            if leaf is None:
+                continue
+            base = region * self._root.region
+            for first, last in _joined(leaf):
+                if base + first > done:
+                    if done > start:
+                        yield Extent(start, done - start, zero=False)
+                    yield Extent(done, base + first - done, zero=True)
+                    start = base + first
+                done = base + last
+        if done > start:
+            yield Extent(start, done - start, zero=False)
+        if done < self.size:
+            yield Extent(done, self.size - done, zero=True)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the bytes at ``offset``.
+
+        Raises:
+            InvalidInput: the bytes lie outside the disk.
+            StoreDamaged: the store does not hold them any more.
+        """
+        end = offset + len(buffer)
+        if offset < 0 or end > self.size:
+            raise InvalidInput("a read lies outside the disk")
+        width = self._root.region
+        for region in range(offset // width, -(-end // width)):
+            first, last = max(offset, region * width), min(end, (region + 1) * width)
+            self._read(region, first - region * width, buffer[first - offset : last - offset])
+
+    def _read(self, region: int, offset: int, buffer: memoryview) -> None:
+        target = np.frombuffer(buffer, dtype=np.uint8)
+        placed = self._leaves.placed(region)
+        done = 0
+        for first, view in self._pieces(placed, offset, offset + len(buffer)):
+            at = first - offset
+            target[done:at] = 0
+            done = at + len(view)
+            buffer[at:done] = view
+        target[done:] = 0
+
+    @property
+    def regions(self) -> Sequence[int]:
+        """The numbers of the regions that are not all zero."""
+        return sorted(self._root.leaves)
+
+    def region(self, number: int) -> Iterator[tuple[int, memoryview]]:
+        """The data of a region in order: where on the disk, and the bytes."""
+        base = number * self._root.region
+        for offset, view in self._pieces(self._leaves.placed(number), 0, self._root.region):
+            yield base + offset, view
+
+    def _pieces(
+        self, placed: Placed | None, start: int, end: int
+    ) -> Iterator[tuple[int, memoryview]]:
+        """The data of a region in ``[start, end)``: where in the region, and the bytes."""
+        if placed is None:
+            return
+        leaf = placed.leaf
+        low = int(np.searchsorted(leaf.end, start, side="right"))
+        high = int(np.searchsorted(leaf.offset, end, side="left"))
+        for some in _batches(placed, low, high):
+            keys = list(zip(placed.pack[some].tolist(), placed.frame[some].tolist(), strict=True))
+            frames = self._frames.frames(keys)
+            columns = (leaf.offset[some], leaf.end[some], placed.start[some])
+            for key, first, last, at in zip(keys, *(c.tolist() for c in columns), strict=True):
+                low_cut, high_cut = max(first, start), min(last, end)
+                data = memoryview(frames[key])
+                yield low_cut, data[at + low_cut - first : at + high_cut - first]
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+_FRAMES_AT_ONCE = 64
+
+
+def _batches(placed: Placed, low: int, high: int) -> Iterator[slice]:
+    """Runs of rows that need at most a bounded number of frames."""
+    if high - low <= _FRAMES_AT_ONCE:
+        if low < high:
+            yield slice(low, high)
+        return
+    frame, pack = placed.frame[low:high], placed.pack[low:high]
+    changes = np.cumsum((frame[1:] != frame[:-1]) | (pack[1:] != pack[:-1]))
+    marks = np.arange(_FRAMES_AT_ONCE, int(changes[-1]) + 1, _FRAMES_AT_ONCE)
+    cuts = [low, *(np.searchsorted(changes, marks) + low + 1).tolist(), high]
+    for first, last in itertools.pairwise(cuts):
+        if first < last:
+            yield slice(first, last)
+
+
+def _joined(leaf: Leaf) -> Iterator[tuple[int, int]]:
+    """The leaf's rows as (start, end), those that touch joined."""
+    apart = np.flatnonzero(leaf.offset[1:] != leaf.end[:-1]) + 1
+    starts = leaf.offset[np.concatenate([[0], apart])]
+    ends = leaf.end[np.concatenate([apart - 1, [len(leaf.offset) - 1]])]
+    yield from zip(starts.tolist(), ends.tolist(), strict=True)

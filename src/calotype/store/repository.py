@@ -1,0 +1,273 @@
+"""The repository: disks in, Indexes out, and back."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from calotype.disk.base import Disk, Extent
+from calotype.errors import InvalidInput, NotFound, StoreDamaged
+from calotype.progress import SILENT, Progress
+from calotype.store import parameters
+from calotype.store.capture import BLOCK, RegionCapture
+from calotype.store.chunking import Cutter
+from calotype.store.digest import Domain
+from calotype.store.index import PREFIX, Leaf, Root, root_id
+from calotype.store.ingest import Ingested, RegionIngest
+from calotype.store.intake import Counts, Intake, Worker
+from calotype.store.materialize import materialize
+from calotype.store.objects import ObjectStore
+from calotype.store.packset import PackSet
+from calotype.store.reader import FrameReader, IndexDisk, LeafReader
+from calotype.store.source import Runs, block_runs, data_runs
+from calotype.store.workers import spread
+
+_HEX = set("0123456789abcdef")
+
+LeafMaker = Callable[[int], Leaf | None]  # region number -> its leaf
+
+
+class Repository:
+    """Disk images, deduplicated, in one object store. Safe for several threads and processes."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        """Open the repository in ``objects``.
+
+        Raises:
+            NotFound: there is none.
+            InvalidInput: it was written by a newer version.
+            StoreDamaged: its config is damaged.
+        """
+        self._objects = objects
+        self._config = parameters.read(objects)
+        self._packs = PackSet(objects)
+        self._lock = threading.Lock()
+        self._domains: dict[str, Domain] = {}
+        self._readers: dict[str, FrameReader] = {}
+
+    @classmethod
+    def create(cls, objects: ObjectStore) -> Self:
+        """Make a repository in ``objects``, or open the one that is there."""
+        parameters.create(objects)
+        return cls(objects)
+
+    @classmethod
+    def open_or_create(cls, objects: ObjectStore) -> Self:
+        """Open the repository in ``objects``; make it when there is none."""
+        try:
+            return cls(objects)
+        except NotFound:
+            return cls.create(objects)
+
+    @property
+    def id(self) -> str:
+        """The repository's own UUID."""
+        return self._config.id
+
+    def ingest(
+        self,
+        disk: Disk,
+        *,
+        base: str | None = None,
+        changed: Iterable[Extent] | None = None,
+        domain: str = "default",
+        progress: Progress = SILENT,
+    ) -> Ingested:
+        """Take a disk in; when this returns, its Index survives a power cut.
+
+        With ``changed`` only those bytes are read (in whole 4 KiB blocks): everything else is as in
+        ``base``, or zero without one. The disk may be larger than the base's.
+
+        Raises:
+            InvalidInput: ``changed`` or the size do not fit, or ``base`` is of another domain.
+            NotFound: there is no Index ``base``.
+        """
+        self._packs.refresh()
+        scope = self._domain(domain)
+        intake = Intake(self._objects, self._packs, scope)
+        try:
+            if changed is None:
+                leaves, counts = self._full(disk, intake, progress)
+            else:
+                leaves, counts = self._changed(disk, base, changed, intake, progress)
+            root = Root(domain, disk.size, self._config.chunking.region, leaves).encode()
+            intake.finish()
+        finally:
+            intake.abort()
+        # What this ingest found rather than wrote must be as durable as the root that relies on it.
+        self._objects.persist("packs/")
+        self._objects.put(PREFIX + root_id(root), root, if_absent=True)
+        return Ingested(
+            index=root_id(root),
+            size=disk.size,
+            bytes_read=counts.bytes_read,
+            chunks=counts.chunks,
+            new_chunks=counts.new_chunks,
+            new_bytes=counts.new_bytes,
+            stored_bytes=intake.stored_bytes,
+        )
+
+    def _full(
+        self, disk: Disk, intake: Intake, progress: Progress
+    ) -> tuple[dict[int, bytes], Counts]:
+        chunking = self._config.chunking
+        runs = data_runs(disk)
+        cutter = Cutter(disk, chunking)
+
+        def maker(worker: Worker) -> LeafMaker:
+            ingest = RegionIngest(disk, runs, cutter, chunking, worker)
+            return lambda region: ingest.leaf(*self._span(region, disk.size))
+
+        with progress.phase("Store", runs.total) as report:
+            return self._leaves(disk, runs, intake, maker, report)
+
+    def _changed(
+        self,
+        disk: Disk,
+        base: str | None,
+        changed: Iterable[Extent],
+        intake: Intake,
+        progress: Progress,
+    ) -> tuple[dict[int, bytes], Counts]:
+        chunking = self._config.chunking
+        dirty = block_runs(changed, disk.size, BLOCK)
+        old = self._root(base) if base is not None else None
+        reader = self._leaf_reader(old) if old is not None else None
+        if old is not None and (old.size > disk.size or old.region != chunking.region):
+            raise InvalidInput("a disk cannot be smaller than the base that it is a change of")
+        if old is not None and old.domain != intake.domain.name:
+            raise InvalidInput("the base belongs to another dedup domain")
+
+        def maker(worker: Worker) -> LeafMaker:
+            capture = RegionCapture(disk, dirty, chunking.grid, worker)
+
+            def leaf(region: int) -> Leaf | None:
+                before = reader.leaf(region) if reader is not None else None
+                return capture.leaf(*self._span(region, disk.size), before)
+
+            return leaf
+
+        with progress.phase("Store", dirty.total) as report:
+            fresh, counts = self._leaves(disk, dirty, intake, maker, report)
+        rewritten = set(dirty.spans(chunking.region))
+        kept = {r: d for r, d in old.leaves.items() if r not in rewritten} if old else {}
+        return kept | fresh, counts
+
+    def _leaves(
+        self,
+        disk: Disk,
+        runs: Runs,
+        intake: Intake,
+        maker: Callable[[Worker], LeafMaker],
+        report: Callable[[int], None],
+    ) -> tuple[dict[int, bytes], Counts]:
+        """The leaves of all regions that ``runs`` touch, made by several threads."""
+        found: dict[int, bytes] = {}
+        counts = Counts()
+        lock = threading.Lock()
+
+        def work(next_region: Callable[[], int | None]) -> None:
+            worker = Worker(intake)
+            leaf_of = maker(worker)
+            while (region := next_region()) is not None:
+                leaf = leaf_of(region)
+                digest = intake.leaf(leaf.encode()) if leaf is not None else None
+                starts, ends = runs.within(*self._span(region, disk.size))
+                with lock:
+                    if digest is not None:
+                        found[region] = digest
+                    report(int((ends - starts).sum()))
+            worker.finish()
+            with lock:
+                counts.add(worker.counts)
+
+        spread(runs.spans(self._config.chunking.region), work)
+        return found, counts
+
+    def _span(self, region: int, size: int) -> tuple[int, int]:
+        width = self._config.chunking.region
+        return region * width, min((region + 1) * width, size)
+
+    def open(self, index: str) -> IndexDisk:
+        """The disk that an Index describes.
+
+        Raises:
+            NotFound: there is no such Index.
+            StoreDamaged: its root is damaged.
+        """
+        root = self._root(index)
+        return IndexDisk(root, self._leaf_reader(root), self._frames(root.domain))
+
+    def materialize(self, index: str, path: Path, *, progress: Progress = SILENT) -> None:
+        """Write the disk as a sparse raw file (mode 0600): whole and durable, or not at all.
+
+        Raises:
+            NotFound: there is no such Index.
+            StoreDamaged: something that it needs is damaged.
+        """
+        root = self._root(index)
+        disk = IndexDisk(root, self._leaf_reader(root), self._frames(root.domain))
+        with progress.phase("Write", None) as report, _serial(report) as counted:
+            materialize(disk, path, index, counted)
+
+    def indexes(self) -> Sequence[str]:
+        """The ids of all Indexes."""
+        return [stored.key.removeprefix(PREFIX) for stored in self._objects.list(PREFIX)]
+
+    def delete_index(self, index: str) -> None:
+        """Forget an Index; its chunks stay until they are pruned. Harmless when it is gone."""
+        self._objects.delete(_index_key(index))
+
+    def sweep(self) -> Sequence[str]:
+        """Remove what killed commands left unfinished, and return its names."""
+        return self._objects.sweep()
+
+    def close(self) -> None:
+        """Release the store."""
+        self._objects.close()
+
+    def _root(self, index: str) -> Root:
+        try:
+            data = self._objects.get(_index_key(index))
+        except NotFound:
+            raise NotFound(f"the store has no Index {index}") from None
+        if root_id(data) != index:
+            raise StoreDamaged(
+                f"Index {index} does not match its id", hint="run `calotype store check`"
+            )
+        return Root.decode(data)
+
+    def _leaf_reader(self, root: Root) -> LeafReader:
+        return LeafReader(self._objects, self._packs, self._domain(root.domain), root)
+
+    def _frames(self, name: str) -> FrameReader:
+        domain = self._domain(name)
+        with self._lock:
+            if name not in self._readers:
+                self._readers[name] = FrameReader(self._objects, self._packs, domain)
+            return self._readers[name]
+
+    def _domain(self, name: str) -> Domain:
+        with self._lock:
+            if name not in self._domains:
+                self._domains[name] = parameters.domain(self._objects, name)
+            return self._domains[name]
+
+
+def _index_key(index: str) -> str:
+    if len(index) != 64 or not set(index) <= _HEX:
+        raise InvalidInput(f"{index!r} is not the id of an Index")
+    return PREFIX + index
+
+
+@contextmanager
+def _serial(report: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+    """``report`` for several threads."""
+    lock = threading.Lock()
+
+    def counted(done: int) -> None:
+        with lock:
+            report(done)
+
+    yield counted

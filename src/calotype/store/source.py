@@ -1,0 +1,108 @@
+"""Reading a disk for ingest: its data runs as arrays, and windows with the holes filled by zeros."""
+
+from array import array
+from collections.abc import Iterable
+
+import numpy as np
+
+from calotype.disk.base import Disk, Extent
+from calotype.errors import InvalidInput
+from calotype.store.digest import Ints
+
+_NEAR = 64 << 10  # holes shorter than this are read as data
+
+
+class Runs:
+    """Sorted runs ``[start, end)``, apart from each other; all in bytes."""
+
+    def __init__(self, start: Ints, end: Ints) -> None:
+        self.start = start
+        self.end = end
+
+    @property
+    def total(self) -> int:
+        """Bytes in all runs."""
+        return int((self.end - self.start).sum())
+
+    def within(self, first: int, last: int) -> tuple[Ints, Ints]:
+        """The parts of the runs inside ``[first, last)``: starts and ends."""
+        low = int(np.searchsorted(self.end, first, side="right"))
+        high = int(np.searchsorted(self.start, last, side="left"))
+        starts, ends = self.start[low:high], self.end[low:high]
+        return np.maximum(starts, first), np.minimum(ends, last)
+
+    def touch(self, starts: Ints, ends: Ints) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Which of the (ascending) spans hold any byte of a run."""
+        before = np.searchsorted(self.end, starts, side="right")
+        touched: np.ndarray[tuple[int], np.dtype[np.bool_]] = before < np.searchsorted(
+            self.start, ends, side="left"
+        )
+        return touched
+
+    def spans(self, width: int) -> list[int]:
+        """The numbers of the ``width``-byte spans of the disk that hold any byte of a run."""
+        if not len(self.start):
+            return []
+        first, last = self.start // width, (self.end - 1) // width
+        count = last - first + 1
+        nth = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+        spans: list[int] = np.unique(np.repeat(first, count) + nth).tolist()
+        return spans
+
+
+def data_runs(disk: Disk) -> Runs:
+    """The runs of a disk that are not known to be zero; short holes between them are bridged."""
+    starts, ends = array("q"), array("q")
+    for extent in disk.extents():
+        if extent.zero or not extent.length:
+            continue
+        if ends and extent.offset - ends[-1] < _NEAR:
+            ends[-1] = extent.end
+        else:
+            starts.append(extent.offset)
+            ends.append(extent.end)
+    return _runs(starts, ends)
+
+
+def block_runs(changed: Iterable[Extent], size: int, block: int) -> Runs:
+    """The runs of whole blocks that hold the changed bytes, inside a disk of ``size`` bytes.
+
+    Raises:
+        InvalidInput: an extent lies outside the disk.
+    """
+    starts, ends = array("q"), array("q")
+    for extent in sorted(changed):
+        if extent.offset < 0 or extent.length < 0 or extent.end > size:
+            raise InvalidInput("a changed extent lies outside the disk")
+        if not extent.length:
+            continue
+        start = extent.offset // block * block
+        end = min(-(-extent.end // block) * block, size)
+        if ends and start <= ends[-1]:
+            ends[-1] = max(ends[-1], end)
+        else:
+            starts.append(start)
+            ends.append(end)
+    return _runs(starts, ends)
+
+
+def _runs(starts: "array[int]", ends: "array[int]") -> Runs:
+    return Runs(np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64))
+
+
+def fill(disk: Disk, runs: Runs, offset: int, view: memoryview) -> int:
+    """Fill ``view`` with the disk's bytes at ``offset``, reading only what is in ``runs``.
+
+    Returns:
+        How many bytes were read.
+    """
+    done, read = offset, 0
+    end = offset + len(view)
+    target = np.frombuffer(view, dtype=np.uint8)
+    for first, last in zip(*(column.tolist() for column in runs.within(offset, end)), strict=True):
+        target[done - offset : first - offset] = 0
+        disk.read_into(first, view[first - offset : last - offset])
+        done = last
+        read += last - first
+    target[done - offset :] = 0
+    return read
