@@ -1,0 +1,367 @@
+"""The driver that runs VMs on QEMU, each in a sandbox of its own.
+
+A VM outlives the command that started it. Nothing about its process is written down: it is found
+again by its monitor's socket, so that what a reboot or a kill leaves behind is never taken for a VM.
+"""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+from calotype.errors import GuestError, NotAllowed, NotFound, TimedOut, ToolFailed
+from calotype.machine import console as terminal
+from calotype.machine import point_in_time as moment
+from calotype.machine.agent import Agent
+from calotype.machine.cmdline import OVMF_VARS, SEED, VARS, command_line
+from calotype.machine.layout import Layout, give, link, read_guarded
+from calotype.machine.nodes import blockdevs, device, links, names, node
+from calotype.machine.process import Process
+from calotype.machine.qmp import Qmp
+from calotype.machine.seed import write_private
+from calotype.machine.spec import DiskSpec, MachineSpec, Snapshot
+from calotype.model import Generation, PowerState
+from calotype.run import Limits, spawn, which
+
+#: How much of the serial log is kept at a start, and shown, in bytes.
+_LOG = 1 << 20
+
+#: How long QEMU may take to start, in seconds.
+_START = 60.0
+
+_UNLIMITED = Limits(wall=None)
+
+
+class QemuDriver:
+    """Runs VMs on QEMU; holds no state, so any number of them may be used at once."""
+
+    def start(self, spec: MachineSpec) -> None:
+        """Start a VM that outlives the caller; return when its monitor answers.
+
+        Raises:
+            NotAllowed: it runs already.
+            ToolFailed: QEMU did not start; the message has its last words.
+        """
+        layout = Layout(spec.directory)
+        layout.prepare()
+        with layout.lock():
+            if _alive(layout):
+                raise NotAllowed(f"the VM {spec.name} runs already")
+            _furnish(spec, layout)
+            _launch(spec, layout)
+
+    def state(self, directory: Path) -> PowerState:
+        """Running, paused or stopped, asked of the live process.
+
+        A QEMU that hangs counts as running, for it holds its disks.
+        """
+        layout = Layout(directory)
+        process = Process.find(layout.query)
+        if process is None:
+            return PowerState.STOPPED
+        with process:
+            try:
+                with Qmp.open(layout.query, 5.0) as qmp:
+                    if qmp.execute("query-uuid")["UUID"] != _recorded(layout):
+                        return PowerState.STOPPED
+                    running = qmp.execute("query-status")["running"]
+                    return PowerState.RUNNING if running else PowerState.PAUSED
+            except TimedOut:
+                return PowerState.RUNNING
+            except (ToolFailed, OSError):
+                return PowerState.STOPPED if process.wait(1.0) else PowerState.RUNNING
+
+    def shutdown(self, directory: Path, timeout: float = 120.0) -> None:
+        """Ask the guest to power off, by its agent or else by ACPI, and wait until it has.
+
+        Raises:
+            NotAllowed: it does not run.
+            TimedOut: it still runs after ``timeout`` seconds.
+        """
+        layout = Layout(directory)
+        with layout.lock(), _running(layout) as process:
+            try:
+                if not _agent_connected(layout):
+                    raise GuestError("no agent")  # noqa: TRY301 - the other way is below
+                Agent(directory, patience=5.0).shutdown()
+            except GuestError:
+                with _control(layout) as qmp:
+                    qmp.execute("system_powerdown")
+            if not process.wait(timeout):
+                raise TimedOut(
+                    f"the guest did not power off within {timeout:g} s",
+                    hint="power it off hard, as by a power cut",
+                )
+
+    def kill(self, directory: Path) -> None:
+        """Power off at once; harmless when it is stopped. Does not wait for the VM's lock."""
+        layout = Layout(directory)
+        process = Process.find(layout.query)
+        if process is None:
+            return
+        with process:
+            with contextlib.suppress(ToolFailed, OSError), Qmp.open(layout.query, 2.0) as qmp:
+                qmp.execute("quit", timeout=2.0)
+            if not process.wait(5.0):
+                process.kill()
+
+    def restart(self, directory: Path, timeout: float = 120.0) -> bool:
+        """Reboot by the guest's agent, or reset when that fails; true when the guest did it.
+
+        Raises:
+            NotAllowed: it does not run.
+        """
+        layout = Layout(directory)
+        with layout.lock(), _running(layout), _control(layout) as qmp:
+            with contextlib.suppress(GuestError, TimedOut):
+                if _agent_connected(layout):
+                    Agent(directory, patience=5.0).shutdown("reboot")
+                    qmp.wait("RESET", timeout=timeout)
+                    return True
+            qmp.execute("system_reset")
+            return False
+
+    def attach(self, directory: Path, disk: DiskSpec) -> None:
+        """Add a data disk to a running VM.
+
+        Raises:
+            NotAllowed: the VM does not run, or has that disk or LUN already.
+        """
+        layout = Layout(directory)
+        if disk.lun is None:
+            raise NotAllowed("an OS disk cannot be attached to a running VM")
+        with layout.lock(), _running(layout), _control(layout) as qmp:
+            if node(disk.id) in _nodes(qmp):
+                raise NotAllowed(f"the disk {disk.id} is attached already")
+            uid = layout.run.stat().st_uid
+            with contextlib.ExitStack() as undo:
+                undo.callback(_drop_links, layout, disk.id)
+                _link(disk, layout, uid)
+                undo.callback(_drop_nodes, qmp, disk.id)
+                for entry in blockdevs(disk, layout):
+                    qmp.execute("blockdev-add", entry)
+                qmp.execute("device_add", device(disk))
+                undo.pop_all()
+
+    def detach(self, directory: Path, disk_id: str) -> None:
+        """Take a data disk off a VM; of a stopped VM only its links go.
+
+        Raises:
+            NotFound: the running VM has no such disk.
+            TimedOut: QEMU did not let go of it.
+        """
+        layout = Layout(directory)
+        with layout.lock():
+            if _alive(layout):
+                with _control(layout) as qmp:
+                    _unplug(qmp, disk_id)
+            _drop_links(layout, disk_id)
+
+    def screenshot(self, directory: Path, target: Path) -> None:
+        """Write the guest's screen to ``target`` as PNG.
+
+        Raises:
+            NotAllowed: it does not run.
+        """
+        layout = Layout(directory)
+        picture = layout.run / f"screen-{os.urandom(8).hex()}.png"
+        with _running(layout), Qmp.open(layout.query) as qmp:
+            try:
+                qmp.execute("screendump", {"filename": picture.name, "format": "png"})
+                content = read_guarded(picture)
+            finally:
+                picture.unlink(missing_ok=True)
+        target.write_bytes(content)
+
+    def console(self, directory: Path) -> None:
+        """Connect the terminal to the guest's serial port until Ctrl-]."""
+        layout = Layout(directory)
+        with _running(layout):
+            terminal.attach(layout)
+
+    def serial_log(self, directory: Path, limit: int = _LOG) -> bytes:
+        """The last ``limit`` bytes that the guest printed on its serial port, over all its boots."""
+        try:
+            return read_guarded(Layout(directory).serial_log, limit)
+        except NotFound:
+            return b""
+
+    def agent(self, directory: Path, *, patience: float = 10.0) -> Agent:
+        """The guest's agent."""
+        return Agent(directory, patience=patience)
+
+    def point_in_time(
+        self,
+        directory: Path,
+        disk_ids: Sequence[str],
+        freeze: Literal["auto", "require", "never"] = "auto",
+    ) -> AbstractContextManager[Snapshot]:
+        """Hold all these disks of a running VM at one moment, for reading."""
+        return moment.point_in_time(directory, disk_ids, freeze)
+
+    def clear_point_in_time(self, directory: Path) -> None:
+        """Remove what a killed capture left in a VM; harmless when there is nothing."""
+        moment.clear_point_in_time(directory)
+
+
+def _alive(layout: Layout) -> bool:
+    process = Process.find(layout.query)
+    if process is None:
+        return False
+    with process:
+        return True
+
+
+@contextlib.contextmanager
+def _running(layout: Layout) -> Iterator[Process]:
+    process = Process.find(layout.query)
+    if process is None:
+        raise NotAllowed("the VM does not run", hint="start it first")
+    with process:
+        yield process
+
+
+@contextlib.contextmanager
+def _control(layout: Layout) -> Iterator[Qmp]:
+    try:
+        qmp = Qmp.open(layout.control)
+    except OSError:
+        raise NotAllowed("the VM does not run", hint="start it first") from None
+    with qmp:
+        yield qmp
+
+
+def _recorded(layout: Layout) -> str | None:
+    try:
+        record = json.loads(layout.record.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return str(record["id"])
+
+
+def _agent_connected(layout: Layout) -> bool:
+    """Whether a process in the guest has opened the agent's channel."""
+    with Qmp.open(layout.query) as qmp:
+        for entry in qmp.execute("query-chardev"):
+            if entry["label"] == "agent":
+                return bool(entry["frontend-open"])
+    return False
+
+
+def _furnish(spec: MachineSpec, layout: Layout) -> None:
+    """Lay out the directory: fresh ``run``, links of exactly the disks of ``spec``."""
+    log = QemuDriver().serial_log(layout.root)
+    shutil.rmtree(layout.run)
+    layout.prepare()
+    if log:
+        write_private(layout.serial_log, log)
+        give(layout.serial_log, spec.uid)
+    give(layout.run, spec.uid)
+    wanted = {SEED, VARS}
+    for disk in spec.disks:
+        wanted.update(links(disk))
+        _link(disk, layout, spec.uid)
+    for directory in (layout.disks, layout.base):
+        for path in directory.iterdir():
+            if path.name not in wanted:
+                path.unlink()
+    if spec.seed is not None:
+        link(spec.seed, layout.base / SEED)
+        give(layout.base / SEED, spec.uid)
+    variables = layout.disks / VARS
+    if spec.generation is Generation.V2:
+        if not variables.exists():
+            write_private(variables, OVMF_VARS.read_bytes())
+        give(variables, spec.uid)
+    write_private(layout.record, json.dumps({"id": spec.id, "name": spec.name}).encode())
+
+
+def _link(disk: DiskSpec, layout: Layout, uid: int | None) -> None:
+    own, base = links(disk)
+    link(disk.path, layout.disks / own)
+    os.chmod(layout.disks / own, 0o600)
+    give(layout.disks / own, uid)
+    if disk.base is not None:
+        link(disk.base, layout.base / base)
+        mode = stat.S_IMODE(disk.base.stat().st_mode)
+        if mode != 0o444:
+            os.chmod(layout.base / base, 0o444)
+
+
+def _drop_links(layout: Layout, disk_id: str) -> None:
+    for path in (*layout.disks.glob("*"), *layout.base.glob("*.raw")):
+        if path.stem == disk_id:
+            if path.parent == layout.disks:
+                give(path, os.geteuid())  # no longer the VM's
+            path.unlink()
+
+
+def _launch(spec: MachineSpec, layout: Layout) -> None:
+    devices = ("/dev/kvm",) if spec.accel == "kvm" else ()
+    argv = command_line(spec, layout)
+    # setsid leaves QEMU to the sandbox's own init, so that it is no child of ours.
+    argv = [which("setsid"), "--fork", which(argv[0]), *argv[1:]]
+    alive, held = os.pipe()
+    try:
+        try:
+            with open(layout.log, "wb") as log:
+                process = spawn(
+                    argv,
+                    sandbox=layout.sandbox(spec.uid, devices=devices),
+                    limits=_UNLIMITED,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(held,),
+                )
+        finally:
+            os.close(held)
+        process.wait()
+        _await_start(layout, alive)
+    except ToolFailed as error:
+        QemuDriver().kill(layout.root)
+        words = layout.log.read_bytes()[-2000:].decode("utf-8", "replace").strip()
+        last = " / ".join(words.splitlines()[-3:]) or error.message
+        raise ToolFailed(f"QEMU did not start the VM {spec.name}: {last}") from error
+    finally:
+        os.close(alive)
+
+
+def _await_start(layout: Layout, alive: int) -> None:
+    """Wait for the monitor; ``alive`` reports its end when nobody holds the other end any more."""
+    for _ in range(int(_START / 0.02)):
+        try:
+            with Qmp.open(layout.query, _START) as qmp:
+                qmp.execute("query-status")
+                return
+        except OSError:
+            if select.select([alive], [], [], 0.02)[0]:
+                raise ToolFailed("it ended at once") from None
+    raise TimedOut("its monitor does not answer")
+
+
+def _nodes(qmp: Qmp) -> set[str]:
+    return {n["node-name"] for n in qmp.execute("query-named-block-nodes", {"flat": True})}
+
+
+def _drop_nodes(qmp: Qmp, disk_id: str) -> None:
+    present = _nodes(qmp)
+    for name in names(disk_id):
+        if name in present:
+            qmp.execute("blockdev-del", {"node-name": name})
+
+
+def _unplug(qmp: Qmp, disk_id: str) -> None:
+    name = node(disk_id)
+    if name not in _nodes(qmp):
+        raise NotFound(f"the VM has no disk {disk_id}")
+    plugged: list[dict[str, Any]] = qmp.execute("qom-list", {"path": "/machine/peripheral"})
+    if any(entry["name"] == name for entry in plugged):
+        qmp.execute("device_del", {"id": name})
+        qmp.wait("DEVICE_DELETED", timeout=30.0, match=lambda data: data.get("device") == name)
+    _drop_nodes(qmp, disk_id)
