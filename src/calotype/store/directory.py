@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -56,9 +57,9 @@ class DirectoryStore:
         except (FileNotFoundError, NotADirectoryError):
             raise missing(key) from None
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise missing(key)
             yield fd
-        except IsADirectoryError:
-            raise missing(key) from None
         finally:
             os.close(fd)
 
@@ -69,12 +70,9 @@ class DirectoryStore:
 
     def list(self, prefix: str = "") -> Iterator[Stored]:
         """The objects whose keys start with ``prefix``, sorted by key."""
-        top = os.path.join(self._root, os.path.dirname(prefix)) if "/" in prefix else self._root
         found: list[Stored] = []
-        for directory, names, files in os.walk(top):
+        for directory, files in self._directories(prefix):
             below = os.path.relpath(directory, self._root)
-            if below == ".":
-                names[:] = [name for name in names if name != _TMP]
             for file in files:
                 key = file if below == "." else f"{below}/{file}"
                 if key.startswith(prefix):
@@ -112,11 +110,17 @@ class DirectoryStore:
 
     def persist(self, prefix: str) -> None:
         """Sync the directories that hold the objects of ``prefix``."""
+        for directory, _files in self._directories(prefix):
+            _fsync_directory(directory)
+
+    def _directories(self, prefix: str) -> Iterator[tuple[str, Sequence[str]]]:
+        """The directories that may hold keys of ``prefix``, with the names of their files."""
         top = os.path.join(self._root, os.path.dirname(prefix)) if "/" in prefix else self._root
-        for directory, names, _files in os.walk(top):
+        for directory, names, files in os.walk(top):
             if directory == self._root and _TMP in names:
                 names.remove(_TMP)
-            _fsync_directory(directory)
+            if directory != os.path.join(self._root, _TMP):
+                yield directory, files
 
     def leftovers(self) -> Sequence[str]:
         """Names of unfinished objects whose writers are gone."""

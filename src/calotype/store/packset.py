@@ -131,9 +131,9 @@ class PackSet:
             equal[here] = (stored == digests[here]).all(axis=1)
         return equal
 
-    def locate(self, place: int) -> tuple[Pack, int]:
-        """The pack and the chunk's number in it."""
-        return self._packs[place >> _SHIFT], place & _LOW
+    def locate(self, place: int) -> tuple[int, Pack, int]:
+        """The pack's number, the pack, and the chunk's number in it."""
+        return place >> _SHIFT, self._packs[place >> _SHIFT], place & _LOW
 
     def by_pack(self, places: Ints) -> list[tuple[int, Pack, Ints, Ints]]:
         """Places grouped by pack: (pack number, pack, positions in ``places``, chunk numbers)."""

@@ -14,7 +14,7 @@ import numpy as np
 from calotype.disk.base import Extent
 from calotype.errors import InvalidInput, StoreDamaged
 from calotype.store.codec import decode
-from calotype.store.digest import Domain, Ints, as_rows
+from calotype.store.digest import Bytes32, Domain, Ints, as_rows
 from calotype.store.index import Leaf, Root
 from calotype.store.objects import ReadableStore
 from calotype.store.pack import Kind, Pack
@@ -24,6 +24,7 @@ _CACHE = 32 << 20  # raw bytes of frames that are kept
 _LEAVES = 64  # parsed leaves that a disk keeps
 _NEAR = 64 << 10  # frames closer than this are read together
 _TOGETHER = 8 << 20  # stored bytes read at once
+_HINT = "run `calotype store check` to see which images are touched"
 
 FrameKey = tuple[int, int]  # pack number, frame number
 
@@ -31,13 +32,15 @@ FrameKey = tuple[int, int]  # pack number, frame number
 class FrameReader:
     """Reads, decompresses and verifies frames, and keeps the last ones. Safe for several threads."""
 
-    def __init__(self, objects: ReadableStore, packs: PackSet, domain: Domain) -> None:
+    def __init__(
+        self, objects: ReadableStore, packs: PackSet, domain: Domain, *, cache: int = _CACHE
+    ) -> None:
         self._objects = objects
         self._packs = packs
         self._domain = domain
         self._lock = threading.Lock()
         self._cache: OrderedDict[FrameKey, bytes] = OrderedDict()
-        self._cached = 0
+        self._room = cache
 
     def frames(self, keys: Sequence[FrameKey]) -> dict[FrameKey, bytes]:
         """The raw bytes of these frames, every chunk in them verified.
@@ -91,9 +94,9 @@ class FrameReader:
             for key, data in found.items():
                 if key not in self._cache:
                     self._cache[key] = data
-                    self._cached += len(data)
-            while self._cached > _CACHE:
-                self._cached -= len(self._cache.popitem(last=False)[1])
+                    self._room -= len(data)
+            while self._room < 0:
+                self._room += len(self._cache.popitem(last=False)[1])
         return found
 
 
@@ -119,7 +122,7 @@ def raw_frame(pack: Pack, number: int, stored: memoryview, domain: Domain) -> by
 def _damaged(pack: Pack, number: int, what: str) -> StoreDamaged:
     return StoreDamaged(
         f"frame {number} of {pack.key}: {what}",
-        hint="run `calotype store check` to see which images are touched",
+        hint=_HINT,
     )
 
 
@@ -136,11 +139,20 @@ class Placed:
 class LeafReader:
     """Reads the leaves of one Index, and finds their chunks. Safe for several threads."""
 
-    def __init__(self, objects: ReadableStore, packs: PackSet, domain: Domain, root: Root) -> None:
+    def __init__(
+        self,
+        objects: ReadableStore,
+        packs: PackSet,
+        domain: Domain,
+        root: Root,
+        *,
+        refresh: bool = True,
+    ) -> None:
         self._packs = packs
         self._domain = domain
         self._root = root
-        self._leaf_frames = FrameReader(objects, packs, domain)
+        self._refresh = refresh
+        self._frames = FrameReader(objects, packs, domain, cache=0)
         self._lock = threading.Lock()
         self._cache: OrderedDict[int, Placed] = OrderedDict()
 
@@ -157,15 +169,23 @@ class LeafReader:
 
     def parse(self, region: int, digest: bytes) -> Leaf:
         """Read the leaf ``digest`` as that of ``region``."""
-        place = int(self._places(Kind.LEAF, [digest])[0])
-        if place < 0:
-            raise StoreDamaged(f"the leaf of region {region} is missing from the store")
-        pack, chunk = self._packs.locate(place)
-        key = (place >> 32, int(pack.chunk_frame[chunk]))
-        raw = self._leaf_frames.frames([key])[key]
+        number, pack, chunk = self._packs.locate(self.place(digest))
+        key = (number, int(pack.chunk_frame[chunk]))
+        raw = self._frames.frames([key])[key]
         start = int(pack.chunk_offset[chunk])
         span = min(self._root.region, self._root.size - region * self._root.region)
         return Leaf.decode(raw[start : start + int(pack.lengths[chunk])], span)
+
+    def place(self, digest: bytes) -> int:
+        """Where the leaf ``digest`` is.
+
+        Raises:
+            StoreDamaged: it is missing.
+        """
+        place = int(self._find(Kind.LEAF, as_rows([digest]))[0])
+        if place < 0:
+            raise StoreDamaged(f"the leaf {digest.hex()} is missing from the store", hint=_HINT)
+        return place
 
     def placed(self, region: int) -> Placed | None:
         """The leaf of a region with the place of every row's bytes."""
@@ -183,23 +203,33 @@ class LeafReader:
                 self._cache.popitem(last=False)
         return placed
 
-    def _places(self, kind: Kind, digests: Sequence[bytes]) -> Ints:
-        self._packs.ready()
-        rows = as_rows(digests)
-        places = self._packs.find(kind, self._domain.name, rows)
-        if (places < 0).any():  # another process may have added packs since
+    def find(self, leaf: Leaf) -> Ints:
+        """Where each chunk of the leaf is; -1 for what is missing."""
+        return self._find(Kind.DATA, leaf.digests)
+
+    def places(self, leaf: Leaf) -> Ints:
+        """Where each chunk of the leaf is.
+
+        Raises:
+            StoreDamaged: some are missing.
+        """
+        places = self.find(leaf)
+        if (places < 0).any():
+            count = int((places < 0).sum())
+            raise StoreDamaged(f"{count} chunks are missing from the store", hint=_HINT)
+        return places
+
+    def _find(self, kind: Kind, digests: Bytes32) -> Ints:
+        if self._refresh:
+            self._packs.ready()
+        places = self._packs.find(kind, self._domain.name, digests)
+        if self._refresh and (places < 0).any():  # another process may have added packs since
             self._packs.refresh()
-            places = self._packs.find(kind, self._domain.name, rows)
+            places = self._packs.find(kind, self._domain.name, digests)
         return places
 
     def _place(self, region: int, leaf: Leaf) -> Placed:
-        places = self._places(Kind.DATA, [leaf.digests.tobytes()])
-        if (places < 0).any():
-            count = int((places < 0).sum())
-            raise StoreDamaged(
-                f"{count} chunks of region {region} are missing from the store",
-                hint="run `calotype store check` to see which images are touched",
-            )
+        places = self.places(leaf)
         frame = np.empty_like(places)
         start = np.empty_like(places)
         sizes = np.empty_like(places)

@@ -11,6 +11,7 @@ from calotype.errors import InvalidInput, NotFound, StoreDamaged
 from calotype.progress import SILENT, Progress
 from calotype.store import parameters
 from calotype.store.capture import BLOCK, RegionCapture
+from calotype.store.check import Checker, CheckReport
 from calotype.store.chunking import Cutter
 from calotype.store.digest import Domain
 from calotype.store.index import PREFIX, Leaf, Root, root_id
@@ -21,6 +22,7 @@ from calotype.store.objects import ObjectStore
 from calotype.store.packset import PackSet
 from calotype.store.reader import FrameReader, IndexDisk, LeafReader
 from calotype.store.source import Runs, block_runs, data_runs
+from calotype.store.stats import Counter, StoreStats
 from calotype.store.workers import spread
 
 _HEX = set("0123456789abcdef")
@@ -218,6 +220,28 @@ class Repository:
     def delete_index(self, index: str) -> None:
         """Forget an Index; its chunks stay until they are pruned. Harmless when it is gone."""
         self._objects.delete(_index_key(index))
+
+    def stats(self, indexes: Iterable[str]) -> StoreStats:
+        """What these Indexes take and share; name one twice when two images use it.
+
+        Raises:
+            NotFound: there is no such Index.
+            StoreDamaged: something that is needed to count is damaged.
+        """
+        self._packs.refresh()
+        roots = [(index, self._root(index)) for index in indexes]
+        return Counter(self._packs).total(
+            (index, root, self._leaf_reader(root)) for index, root in roots
+        )
+
+    def check(self, *, read_data: bool = True, progress: Progress = SILENT) -> CheckReport:
+        """Compare every byte with its checksum, and find everything that the Indexes name.
+
+        Without ``read_data`` only roots, leaves and the packs' footers are read. Damage is reported, never
+        raised.
+        """
+        checker = Checker(self._objects, progress, read_data=read_data)
+        return checker.run(self._objects.leftovers())
 
     def sweep(self) -> Sequence[str]:
         """Remove what killed commands left unfinished, and return its names."""
