@@ -5,6 +5,7 @@ its own extent, by a bare name. Where the file holds two grain tables they must 
 differ in which one they believe.
 """
 
+import os
 import re
 import struct
 from dataclasses import dataclass
@@ -238,3 +239,14 @@ def _add(
     # The true length stands in the marker before each grain; deflate never needs more than this.
     most = np.full(len(used), 2 * header.grain + _SECTOR, dtype=np.int64)
     mapper.add(offsets, header.grain, kinds, starts, most)
+
+
+def rename_extent(fd: int, name: str) -> None:
+    """Make the embedded descriptor of a VMDK that we have just written call its extent ``name``."""
+    length = int.from_bytes(os.pread(fd, 8, 36), "little") * _SECTOR
+    text = os.pread(fd, length, _SECTOR).partition(b"\0")[0].decode()
+    bare = re.sub(r'[\\/:"\x00-\x1f]', "_", name)[:200]
+    text = re.sub(r'(?m)^(RW|RDONLY) (\d+) SPARSE ".*"', rf'\1 \2 SPARSE "{bare}"', text)
+    raw = text.encode()
+    if len(raw) < length:  # else the old name stays, which does no harm
+        os.pwrite(fd, raw.ljust(length, b"\0"), _SECTOR)
