@@ -90,7 +90,7 @@ def _build(
         method = unpack.fill if recipe.method is Method.UNPACK else install.fill
         method(recipe, tree, debs, work)
     with progress.phase(f"{recipe.name}: system"):
-        packages = _finish(recipe, tree, str(identity.root))
+        packages = _finish(recipe, tree, identity)
     with progress.phase(f"{recipe.name}: disk"):
         efi = efi_files(tree, str(identity.root), signed=recipe.boot.signed, work=work)
         raw = work / "disk.raw"
@@ -108,7 +108,7 @@ def _build(
     _publish(raw, image, json.dumps(facts, indent=1).encode())
 
 
-def _finish(recipe: Recipe, tree: Tree, fs_uuid: str) -> list[list[str]]:
+def _finish(recipe: Recipe, tree: Tree, identity: Identity) -> list[list[str]]:
     """What only the whole tree can tell: owners, how it boots, fstab; returns the packages."""
     if recipe.method is Method.INSTALL:
         tree.prune(recipe.prune)
@@ -117,9 +117,12 @@ def _finish(recipe: Recipe, tree: Tree, fs_uuid: str) -> list[list[str]]:
         tree.own(name, int(uid), int(gid), int(mode, 8))
     kernel = max(path.name for path in tree.root.glob("boot/vmlinuz-*"))
     initrd = kernel.replace("vmlinuz-", "initrd.img-")
-    cmdline = f"root=UUID={fs_uuid} {recipe.boot.cmdline}"
+    cmdline = f"root=UUID={identity.root} {recipe.boot.cmdline}"
     tree.write("boot/grub/grub.cfg", grub.menu(kernel, initrd, cmdline))
-    tree.write("etc/fstab", f"UUID={fs_uuid} / ext4 rw,discard,errors=remount-ro 0 1\n")
+    fstab = f"UUID={identity.root} / ext4 rw,discard,errors=remount-ro 0 1\n"
+    if recipe.layout.mount_esp:
+        fstab += f"UUID={identity.esp_uuid} /boot/efi vfat umask=0077,nofail 0 0\n"
+    tree.write("etc/fstab", fstab)
     return _packages((tree.root / "var/lib/dpkg/status").read_text())
 
 

@@ -7,8 +7,10 @@ from calotype.errors import InvalidInput
 from calotype.recipe.gpt import SECTOR
 from calotype.run import Limits, run
 
-_COMMON = ("part_gpt", "ext2", "normal", "linux", "serial", "terminal", "configfile")
-_COMMON += ("search", "search_fs_uuid", "test", "echo")
+_COMMON = (
+    *("part_gpt", "ext2", "normal", "linux", "serial", "terminal", "configfile"),
+    *("search", "search_fs_uuid", "test", "echo"),
+)
 _BIOS = ("biosdisk", *_COMMON)
 _EFI = ("fat", *_COMMON)
 

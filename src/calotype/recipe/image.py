@@ -27,6 +27,11 @@ class Identity:
     parts: dict[int, uuid.UUID]
     esp_serial: str
 
+    @property
+    def esp_uuid(self) -> str:
+        """The EFI system partition's serial number as ``fstab`` writes it."""
+        return f"{self.esp_serial[:4]}-{self.esp_serial[4:]}".upper()
+
     @classmethod
     def of(cls, digest: str) -> "Identity":
         """The identity of the image with this digest of inputs."""

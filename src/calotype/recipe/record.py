@@ -35,6 +35,7 @@ class Layout:
     size: int  # of the disk, in bytes
     esp: int  # of the EFI system partition, in bytes
     label: str  # of the root file system
+    mount_esp: bool = False  # on /boot/efi
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +165,10 @@ def parse(name: str, table: dict[str, Any], lineage: tuple[str, ...] = ()) -> Re
             prune=tuple(fields.pop("prune", ())),
             owners=dict(fields.pop("owners", {})),
             layout=Layout(
-                size=layout["size_mib"] * MIB, esp=layout["esp_mib"] * MIB, label=layout["label"]
+                size=layout["size_mib"] * MIB,
+                esp=layout["esp_mib"] * MIB,
+                label=layout["label"],
+                mount_esp=layout.get("mount_esp", False),
             ),
             boot=Boot(
                 cmdline=boot["cmdline"],
