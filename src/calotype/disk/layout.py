@@ -144,6 +144,8 @@ def _coalesce(runs: NDArray[np.void]) -> NDArray[np.void]:
     joined = (before["offset"] + before["length"] == after["offset"]) & (before["kind"] == kind)
     joined &= (kind != Kind.DATA) | (before["start"] + before["length"] == after["start"])
     joined &= kind != Kind.COMPRESSED
+    if not joined.any():
+        return runs
     first = np.flatnonzero(np.concatenate(([True], ~joined)))
     merged: NDArray[np.void] = runs[first]
     merged["length"] = np.add.reduceat(runs["length"], first)
@@ -152,9 +154,10 @@ def _coalesce(runs: NDArray[np.void]) -> NDArray[np.void]:
 
 def _exclusive(runs: NDArray[np.void]) -> None:
     """Refuse shared bytes: they let a small file unfold without bound."""
-    data = runs[runs["kind"] == Kind.DATA]
-    order = np.argsort(data["start"])
-    starts, ends = data["start"][order], (data["start"] + data["length"])[order]
+    data = runs["kind"] == Kind.DATA
+    starts, lengths = runs["start"][data], runs["length"][data]
+    order = np.argsort(starts)
+    starts, ends = starts[order], (starts + lengths)[order]
     packed = np.sort(runs["start"][runs["kind"] == Kind.COMPRESSED])
     if np.any(starts[1:] < ends[:-1]) or np.any(packed[1:] == packed[:-1]):
         raise DiskRefused(
@@ -181,6 +184,8 @@ def _fill(runs: NDArray[np.void], size: int, gap: Kind) -> NDArray[np.void]:
     ends = np.concatenate(([0], runs["offset"] + runs["length"]))
     begins = np.concatenate((runs["offset"], [size]))
     holes = np.flatnonzero(begins > ends)
+    if not len(holes):
+        return runs
     fill = np.zeros(len(holes), dtype=RUN)
     fill["offset"], fill["length"], fill["kind"] = ends[holes], (begins - ends)[holes], gap
     return _coalesce(np.insert(runs, holes, fill))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-
 from calotype.disk.base import Disk
 from calotype.disk.draft import draft, scratch_file
 from calotype.disk.export import ExportFormat, write_into

@@ -33,7 +33,7 @@ _EXTENSIONS: Final = {
     0x6803F857: "feature names",
     0x23852875: "bitmaps",
 }
-_BATCH: Final = 4 << 20  # bytes of tables at a time
+_BATCH: Final = 1 << 20  # bytes of tables at a time
 
 Words = NDArray[np.uint64]
 
