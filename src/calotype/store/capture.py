@@ -8,13 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from calotype.disk.base import Disk
 from calotype.store.chunking import multiples
 from calotype.store.digest import Bytes32, Ints, as_rows
 from calotype.store.index import Leaf, Rows
 from calotype.store.ingest import WINDOW
 from calotype.store.intake import Worker
-from calotype.store.source import Runs, fill
+from calotype.store.source import Source
 
 BLOCK = 4096  # bytes; the granularity of what counts as changed
 
@@ -22,9 +21,8 @@ BLOCK = 4096  # bytes; the granularity of what counts as changed
 class RegionCapture:
     """Turns a base's regions and what changed in them into leaves. One for each worker; not shared."""
 
-    def __init__(self, disk: Disk, dirty: Runs, grid: int, worker: Worker) -> None:
-        self._disk = disk
-        self._dirty = dirty
+    def __init__(self, source: Source, grid: int, worker: Worker) -> None:
+        self._source = source
         self._grid = grid
         self._worker = worker
         self._view = memoryview(bytearray(WINDOW))
@@ -32,7 +30,7 @@ class RegionCapture:
     def leaf(self, start: int, end: int, base: Leaf | None) -> Leaf | None:
         """The leaf of the region ``[start, end)``; None when it is all zero now."""
         old = Rows.of(base) if base is not None else Rows.none()
-        firsts, lasts = self._dirty.within(start, end)
+        firsts, lasts = self._source.runs.within(start, end)
         parts = [old.without(firsts - start, lasts - start)]
         for first, last in zip((firsts - start).tolist(), (lasts - start).tolist(), strict=True):
             for at in range(first, last, WINDOW):
@@ -42,8 +40,7 @@ class RegionCapture:
     def _window(self, region: int, start: int, end: int, old: Rows) -> Iterator[Rows]:
         """Read the dirty ``[start, end)`` of a region: what stays, then what is new."""
         view = self._view[: end - start]
-        whole = Runs(np.array([region + start]), np.array([region + end]))
-        self._worker.counts.bytes_read += fill(self._disk, whole, region + start, view)
+        self._worker.counts.bytes_read += self._source.fill(region + start, view)
         same = self._unchanged(view, start, end, old)
         yield same
         starts, ends = self._spans(view, start, end, same)

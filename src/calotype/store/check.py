@@ -140,11 +140,13 @@ class Checker:
 
             def work(next_pack: Callable[[], Pack | None]) -> None:
                 while (pack := next_pack()) is not None:
-                    self._pack(pack, report)
+                    self._pack(pack)
+                    with self._lock:
+                        report(pack.size)
 
             spread(self._packs.packs, work)
 
-    def _pack(self, pack: Pack, report: Callable[[int], None]) -> None:
+    def _pack(self, pack: Pack) -> None:
         domain = self._domains.get(pack.domain)
         if domain is None:
             self._note(pack.key, f"is of the dedup domain {pack.domain}, which is not readable")
@@ -161,7 +163,6 @@ class Checker:
                     self._frame(pack, number, piece, domain)
                 with self._lock:
                     self._bytes += end - start
-                    report(end - start)
         except (NotFound, StoreDamaged) as error:
             self._note(pack.key, error.message)
             self._bad.update((pack.key, n) for n in range(len(pack.frame_raw)))

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calotype.disk.base import Disk
 from calotype.store.digest import Ints
 from calotype.store.ext4 import FileMap, file_map
 from calotype.store.partitions import partitions
+from calotype.store.source import Source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class _Area(NamedTuple):
 class Cutter:
     """The areas of one disk, and where each is cut."""
 
-    def __init__(self, disk: Disk, chunking: Chunking) -> None:
+    def __init__(self, disk: Source, chunking: Chunking) -> None:
         self._chunking = chunking
         self._areas = list(_areas(disk))
 
@@ -86,7 +86,7 @@ def multiples(origins: Ints, starts: Ints, ends: Ints, step: int) -> Ints:
     return found
 
 
-def _areas(disk: Disk) -> Iterator[_Area]:
+def _areas(disk: Source) -> Iterator[_Area]:
     """The file systems that we can read, and what lies between, in order; they cover the disk."""
     done = 0
     whole = file_map(disk, 0, disk.size)

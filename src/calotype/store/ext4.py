@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from calotype.disk.base import Disk
 from calotype.store.digest import Ints
+from calotype.store.source import Source
 
 _MAX_GROUPS = 1 << 18
 _MAX_INODE_BYTES = 2 << 30  # of inode tables that are read
@@ -68,12 +68,12 @@ class _Extents(NamedTuple):
     length: Ints
 
 
-def file_map(disk: Disk, start: int, length: int) -> FileMap | None:
+def file_map(disk: Source, start: int, length: int) -> FileMap | None:
     """The files of the file system at ``start``; None where no ext2/3/4 is (or a mad one)."""
     if length < 4096 or start + length > disk.size:
         return None
     reader = _Reader(disk, start)
-    sb = _superblock(bytes(reader.read(1024, 1024)), length)
+    sb = _superblock(reader.read(1024, 1024), length)
     if sb is None:
         return None
     tables = _inode_tables(reader, sb)
@@ -89,14 +89,12 @@ def file_map(disk: Disk, start: int, length: int) -> FileMap | None:
 
 
 class _Reader:
-    def __init__(self, disk: Disk, start: int) -> None:
+    def __init__(self, disk: Source, start: int) -> None:
         self._disk = disk
         self._start = start
 
-    def read(self, offset: int, length: int) -> bytearray:
-        buffer = bytearray(length)
-        self._disk.read_into(self._start + offset, memoryview(buffer))
-        return buffer
+    def read(self, offset: int, length: int) -> bytes:
+        return self._disk.read(self._start + offset, length)
 
 
 def _superblock(raw: bytes, length: int) -> _Super | None:
@@ -177,7 +175,7 @@ def _descriptors(reader: _Reader, sb: _Super) -> Iterator[bytes]:
     for offset, length in spans:
         if offset + length > sb.blocks * sb.block:
             return
-        part = bytes(reader.read(offset, min(length, left)))
+        part = reader.read(offset, min(length, left))
         left -= len(part)
         yield part
 

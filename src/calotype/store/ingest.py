@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from pyfastcdc import FastCDC
 
-from calotype.disk.base import Disk
 from calotype.store.chunking import Chunking, Cutter, Piece
 from calotype.store.digest import Bytes32, Ints
 from calotype.store.index import Leaf, Rows
 from calotype.store.intake import Worker
-from calotype.store.source import Runs, fill
+from calotype.store.source import Source
 
 WINDOW = 4 << 20
 
@@ -36,11 +35,9 @@ class Ingested:
 class RegionIngest:
     """Turns regions of a disk into leaves. One for each worker; not shared."""
 
-    def __init__(
-        self, disk: Disk, runs: Runs, cutter: Cutter, chunking: Chunking, worker: Worker
-    ) -> None:
-        self._disk = disk
-        self._runs = runs
+    def __init__(self, source: Source, cutter: Cutter, chunking: Chunking, worker: Worker) -> None:
+        self._source = source
+        self._runs = source.runs
         self._cutter = cutter
         self._chunking = chunking
         self._worker = worker
@@ -65,7 +62,7 @@ class RegionIngest:
 
     def _read(self, start: int, end: int) -> memoryview:
         view = self._view[: end - start]
-        self._worker.counts.bytes_read += fill(self._disk, self._runs, start, view)
+        self._worker.counts.bytes_read += self._source.fill(start, view)
         return view
 
     def _store(self, base: int, view: memoryview, starts: Ints, ends: Ints) -> None:

@@ -52,14 +52,16 @@ def unseal(key: str, data: bytes) -> dict[str, Any]:
     return content
 
 
-def create(objects: ObjectStore) -> None:
+def create(objects: ObjectStore, chunking: Chunking) -> None:
     """Write the default domain and then the config, unless they are there."""
+    if not _usable(chunking):
+        raise InvalidInput("no repository can be cut like this")
     add_domain(objects, "default")
     content: dict[str, object] = {
         "format": _FORMAT,
         "version": _VERSION,
         "id": str(uuid.uuid4()),
-        "chunking": asdict(Chunking()),
+        "chunking": asdict(chunking),
     }
     objects.put(CONFIG, seal(content), if_absent=True)
 
@@ -87,18 +89,15 @@ def read(objects: ReadableStore) -> Parameters:
         chunking = Chunking(**{name: int(value) for name, value in raw.items()})
     except (AttributeError, KeyError, TypeError, ValueError):
         raise StoreDamaged("the repository's config names no chunking") from None
-    if chunking.version != 1:
-        raise InvalidInput(
-            f"this repository cuts by version {chunking.version}", hint="use a newer Calotype"
-        )
-    if chunking != Chunking() and not _usable(chunking):
+    if not _usable(chunking):
         raise StoreDamaged("the repository's config names an impossible chunking")
     return Parameters(str(content.get("id")), chunking)
 
 
 def _usable(chunking: Chunking) -> bool:
     return (
-        1 << 20 <= chunking.region <= 1 << 30
+        chunking.version == 1
+        and 1 << 20 <= chunking.region <= 1 << 30
         and chunking.region % (1 << 20) == 0
         and 4096 <= chunking.file <= MAX_CHUNK
         and 4096 <= chunking.grid <= MAX_CHUNK

@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Iterator
 
-from calotype.disk.base import Disk, read
+from calotype.store.source import Source
 
 _GPT = struct.Struct("<8s4sIIIQQQQ16sQII")
 _MAX_ENTRIES = 1024
@@ -12,7 +12,7 @@ _EXTENDED = {0x05, 0x0F, 0x85}
 _PROTECTIVE = 0xEE
 
 
-def partitions(disk: Disk) -> list[tuple[int, int]]:
+def partitions(disk: Source) -> list[tuple[int, int]]:
     """(start, length) in bytes, ascending and apart; the whole disk when it has no table."""
     if disk.size < 4096:
         return [(0, disk.size)]
@@ -26,8 +26,8 @@ def partitions(disk: Disk) -> list[tuple[int, int]]:
     return apart or [(0, disk.size)]
 
 
-def _table(disk: Disk) -> Iterator[tuple[int, int]]:
-    boot = read(disk, 0, 512)
+def _table(disk: Source) -> Iterator[tuple[int, int]]:
+    boot = disk.read(0, 512)
     for sector in (512, 4096):
         if sector * 2 <= disk.size:
             entries = list(_gpt(disk, sector))
@@ -38,21 +38,21 @@ def _table(disk: Disk) -> Iterator[tuple[int, int]]:
         yield from _mbr(disk, boot)
 
 
-def _gpt(disk: Disk, sector: int) -> Iterator[tuple[int, int]]:
-    fields = _GPT.unpack(read(disk, sector, _GPT.size))
+def _gpt(disk: Source, sector: int) -> Iterator[tuple[int, int]]:
+    fields = _GPT.unpack(disk.read(sector, _GPT.size))
     magic, at, count, size = fields[0], fields[10] * sector, fields[11], fields[12]
     if magic != b"EFI PART" or not 128 <= size <= 1024 or count > _MAX_ENTRIES:
         return
     if at + count * size > disk.size:
         return
-    table = read(disk, at, count * size)
+    table = disk.read(at, count * size)
     for entry in range(0, len(table), size):
         kind, first, last = table[entry : entry + 16], *struct.unpack_from("<QQ", table, entry + 32)
         if any(kind) and first <= last:
             yield first * sector, (last - first + 1) * sector
 
 
-def _mbr(disk: Disk, boot: bytes) -> Iterator[tuple[int, int]]:
+def _mbr(disk: Source, boot: bytes) -> Iterator[tuple[int, int]]:
     for kind, start, count in _entries(boot):
         if kind in _EXTENDED:
             yield from _logical(disk, start)
@@ -60,12 +60,12 @@ def _mbr(disk: Disk, boot: bytes) -> Iterator[tuple[int, int]]:
             yield start * 512, count * 512
 
 
-def _logical(disk: Disk, extended: int) -> Iterator[tuple[int, int]]:
+def _logical(disk: Source, extended: int) -> Iterator[tuple[int, int]]:
     at = extended
     for _ in range(_MAX_LOGICAL):
         if (at + 1) * 512 > disk.size:
             return
-        record = read(disk, at * 512, 512)
+        record = disk.read(at * 512, 512)
         if record[510:512] != b"\x55\xaa":
             return
         first, following, *_rest = _entries(record)

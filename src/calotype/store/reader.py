@@ -308,6 +308,11 @@ class IndexDisk:
         """The numbers of the regions that are not all zero."""
         return sorted(self._root.leaves)
 
+    def span(self, number: int) -> tuple[int, int]:
+        """Where a region starts and ends on the disk."""
+        width = self._root.region
+        return number * width, min((number + 1) * width, self.size)
+
     def region(self, number: int) -> Iterator[tuple[int, memoryview]]:
         """The data of a region in order: where on the disk, and the bytes."""
         base = number * self._root.region

@@ -12,7 +12,7 @@ from calotype.progress import SILENT, Progress
 from calotype.store import parameters
 from calotype.store.capture import BLOCK, RegionCapture
 from calotype.store.check import Checker, CheckReport
-from calotype.store.chunking import Cutter
+from calotype.store.chunking import Chunking, Cutter
 from calotype.store.digest import Domain
 from calotype.store.index import PREFIX, Leaf, Root, root_id
 from calotype.store.ingest import Ingested, RegionIngest
@@ -21,7 +21,7 @@ from calotype.store.materialize import materialize
 from calotype.store.objects import ObjectStore
 from calotype.store.packset import PackSet
 from calotype.store.reader import FrameReader, IndexDisk, LeafReader
-from calotype.store.source import Runs, block_runs, data_runs
+from calotype.store.source import Source, block_runs, data_runs
 from calotype.store.stats import Counter, StoreStats
 from calotype.store.workers import spread
 
@@ -49,9 +49,9 @@ class Repository:
         self._readers: dict[str, FrameReader] = {}
 
     @classmethod
-    def create(cls, objects: ObjectStore) -> Self:
-        """Make a repository in ``objects``, or open the one that is there."""
-        parameters.create(objects)
+    def create(cls, objects: ObjectStore, *, chunking: Chunking | None = None) -> Self:
+        """Make a repository in ``objects``, or open the one that is there, as it is."""
+        parameters.create(objects, chunking or Chunking())
         return cls(objects)
 
     @classmethod
@@ -66,6 +66,10 @@ class Repository:
     def id(self) -> str:
         """The repository's own UUID."""
         return self._config.id
+
+    def add_domain(self, name: str) -> None:
+        """Make a dedup domain with a key of its own; harmless when it is there."""
+        parameters.add_domain(self._objects, name)
 
     def ingest(
         self,
@@ -114,15 +118,15 @@ class Repository:
         self, disk: Disk, intake: Intake, progress: Progress
     ) -> tuple[dict[int, bytes], Counts]:
         chunking = self._config.chunking
-        runs = data_runs(disk)
-        cutter = Cutter(disk, chunking)
+        source = Source(disk, data_runs(disk))
+        cutter = Cutter(source, chunking)
 
         def maker(worker: Worker) -> LeafMaker:
-            ingest = RegionIngest(disk, runs, cutter, chunking, worker)
+            ingest = RegionIngest(source, cutter, chunking, worker)
             return lambda region: ingest.leaf(*self._span(region, disk.size))
 
-        with progress.phase("Store", runs.total) as report:
-            return self._leaves(disk, runs, intake, maker, report)
+        with progress.phase("Store", source.runs.total) as report:
+            return self._leaves(source, intake, maker, report)
 
     def _changed(
         self,
@@ -133,7 +137,7 @@ class Repository:
         progress: Progress,
     ) -> tuple[dict[int, bytes], Counts]:
         chunking = self._config.chunking
-        dirty = block_runs(changed, disk.size, BLOCK)
+        source = Source(disk, block_runs(changed, disk.size, BLOCK))
         old = self._root(base) if base is not None else None
         reader = self._leaf_reader(old) if old is not None else None
         if old is not None and (old.size > disk.size or old.region != chunking.region):
@@ -142,7 +146,7 @@ class Repository:
             raise InvalidInput("the base belongs to another dedup domain")
 
         def maker(worker: Worker) -> LeafMaker:
-            capture = RegionCapture(disk, dirty, chunking.grid, worker)
+            capture = RegionCapture(source, chunking.grid, worker)
 
             def leaf(region: int) -> Leaf | None:
                 before = reader.leaf(region) if reader is not None else None
@@ -150,21 +154,20 @@ class Repository:
 
             return leaf
 
-        with progress.phase("Store", dirty.total) as report:
-            fresh, counts = self._leaves(disk, dirty, intake, maker, report)
-        rewritten = set(dirty.spans(chunking.region))
+        with progress.phase("Store", source.runs.total) as report:
+            fresh, counts = self._leaves(source, intake, maker, report)
+        rewritten = set(source.runs.spans(chunking.region))
         kept = {r: d for r, d in old.leaves.items() if r not in rewritten} if old else {}
         return kept | fresh, counts
 
     def _leaves(
         self,
-        disk: Disk,
-        runs: Runs,
+        source: Source,
         intake: Intake,
         maker: Callable[[Worker], LeafMaker],
         report: Callable[[int], None],
     ) -> tuple[dict[int, bytes], Counts]:
-        """The leaves of all regions that ``runs`` touch, made by several threads."""
+        """The leaves of all regions that hold bytes to read, made by several threads."""
         found: dict[int, bytes] = {}
         counts = Counts()
         lock = threading.Lock()
@@ -175,7 +178,7 @@ class Repository:
             while (region := next_region()) is not None:
                 leaf = leaf_of(region)
                 digest = intake.leaf(leaf.encode()) if leaf is not None else None
-                starts, ends = runs.within(*self._span(region, disk.size))
+                starts, ends = source.runs.within(*self._span(region, source.size))
                 with lock:
                     if digest is not None:
                         found[region] = digest
@@ -184,7 +187,7 @@ class Repository:
             with lock:
                 counts.add(worker.counts)
 
-        spread(runs.spans(self._config.chunking.region), work)
+        spread(source.runs.spans(self._config.chunking.region), work)
         return found, counts
 
     def _span(self, region: int, size: int) -> tuple[int, int]:
@@ -210,7 +213,8 @@ class Repository:
         """
         root = self._root(index)
         disk = IndexDisk(root, self._leaf_reader(root), self._frames(root.domain))
-        with progress.phase("Write", None) as report, _serial(report) as counted:
+        total = sum(end - start for start, end in map(disk.span, disk.regions))
+        with progress.phase("Write", total) as report, _serial(report) as counted:
             materialize(disk, path, index, counted)
 
     def indexes(self) -> Sequence[str]:

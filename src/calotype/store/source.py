@@ -86,23 +86,34 @@ def block_runs(changed: Iterable[Extent], size: int, block: int) -> Runs:
     return _runs(starts, ends)
 
 
+class Source:
+    """A disk and the runs of it that are worth reading; everything else counts as zero."""
+
+    def __init__(self, disk: Disk, runs: Runs) -> None:
+        self.disk = disk
+        self.runs = runs
+        self.size = disk.size
+
+    def fill(self, offset: int, view: memoryview) -> int:
+        """Fill ``view`` with the bytes at ``offset``; how many of them were read."""
+        done, read = offset, 0
+        end = offset + len(view)
+        target = np.frombuffer(view, dtype=np.uint8)
+        starts, ends = self.runs.within(offset, end)
+        for first, last in zip(starts.tolist(), ends.tolist(), strict=True):
+            target[done - offset : first - offset] = 0
+            self.disk.read_into(first, view[first - offset : last - offset])
+            done = last
+            read += last - first
+        target[done - offset :] = 0
+        return read
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes at ``offset``, which lie inside the disk."""
+        buffer = bytearray(length)
+        self.fill(offset, memoryview(buffer))
+        return bytes(buffer)
+
+
 def _runs(starts: "array[int]", ends: "array[int]") -> Runs:
     return Runs(np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64))
-
-
-def fill(disk: Disk, runs: Runs, offset: int, view: memoryview) -> int:
-    """Fill ``view`` with the disk's bytes at ``offset``, reading only what is in ``runs``.
-
-    Returns:
-        How many bytes were read.
-    """
-    done, read = offset, 0
-    end = offset + len(view)
-    target = np.frombuffer(view, dtype=np.uint8)
-    for first, last in zip(*(column.tolist() for column in runs.within(offset, end)), strict=True):
-        target[done - offset : first - offset] = 0
-        disk.read_into(first, view[first - offset : last - offset])
-        done = last
-        read += last - first
-    target[done - offset :] = 0
-    return read
