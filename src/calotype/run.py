@@ -29,6 +29,8 @@ PACKAGES: Mapping[str, str] = {
     "bwrap": "bubblewrap",
     "prlimit": "util-linux",
     "setpriv": "util-linux",
+    "setsid": "util-linux",
+    "openssl": "openssl",
     "debugfs": "e2fsprogs",
     "e2fsck": "e2fsprogs",
     "mke2fs": "e2fsprogs",
@@ -90,6 +92,7 @@ class Sandbox:
     network: bool = False
     die_with_parent: bool = True
     uid: int | None = None
+    groups: Sequence[int] = ()  # kept with ``uid``; none else
     chdir: str = "/"
 
     def argv(self) -> list[str]:
@@ -121,7 +124,7 @@ class Sandbox:
                 args += ["--cap-add", capability]
             drop = [which("setpriv"), f"--reuid={self.uid}", f"--regid={self.uid}"]
             drop += [
-                "--clear-groups",
+                f"--groups={','.join(map(str, self.groups))}" if self.groups else "--clear-groups",
                 "--no-new-privs",
                 "--inh-caps=-all",
                 "--bounding-set=-all",

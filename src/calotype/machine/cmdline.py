@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from calotype.errors import ToolMissing
 from calotype.machine.layout import Layout
@@ -22,17 +23,17 @@ _SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 _TCG_CPU = "qemu64,+cx16,+lahf-lm,+popcnt,+ssse3,+sse4.1,+sse4.2"
 
 
-def command_line(spec: MachineSpec, layout: Layout) -> list[str]:
+def command_line(spec: MachineSpec, layout: Layout, accel: Literal["tcg", "kvm"]) -> list[str]:
     """QEMU's arguments, to be run in ``/run`` of its sandbox."""
     uefi = spec.generation is Generation.V2
-    machine = f"q35,accel={spec.accel},sata=off,smbus=off,vmport=off,usb=off,hpet=off"
+    machine = f"q35,accel={accel},sata=off,smbus=off,vmport=off,usb=off,hpet=off"
     args = [
         "qemu-system-x86_64",
         *("-nodefaults", "-no-user-config", "-display", "none", "-msg", "timestamp=on"),
         *("-sandbox", _SECCOMP),
         *("-name", f"guest={_escape(spec.name)},debug-threads=on", "-uuid", spec.id),
         *("-machine", machine + (",pflash0=uefi-code,pflash1=uefi-vars" if uefi else "")),
-        *("-cpu", spec.cpu or ("host" if spec.accel == "kvm" else _TCG_CPU)),
+        *("-cpu", spec.cpu or ("host" if accel == "kvm" else _TCG_CPU)),
         *("-smp", str(spec.vcpus), "-m", f"{spec.memory >> 20}M"),
         *("-boot", "strict=on"),
     ]
@@ -86,14 +87,23 @@ def _network(spec: MachineSpec) -> str:
     return f"user,id=net0,ipv6=off,restrict={restrict}{forwards}"
 
 
-def _firmware() -> list[Node]:
+def firmware() -> Path:
+    """The UEFI firmware's code.
+
+    Raises:
+        ToolMissing: it is not installed.
+    """
     for path in (OVMF_CODE, OVMF_VARS):
         if not path.exists():
             raise ToolMissing(
                 f"{path} is not on this machine", hint="install it: apt-get install ovmf"
             )
+    return OVMF_CODE
+
+
+def _firmware() -> list[Node]:
     return [
-        *_file("uefi-code", str(OVMF_CODE), read_only=True),
+        *_file("uefi-code", str(firmware()), read_only=True),
         *_file("uefi-vars", f"/disks/{VARS}", read_only=False),
     ]
 

@@ -89,7 +89,9 @@ class Layout:
             directory.mkdir(exist_ok=True)
             directory.chmod(0o711)  # the caller's own, whatever its umask; QEMU only passes through
 
-    def sandbox(self, uid: int | None, *, devices: tuple[str, ...] = ()) -> Sandbox:
+    def sandbox(
+        self, uid: int | None, *, devices: tuple[str, ...] = (), groups: tuple[int, ...] = ()
+    ) -> Sandbox:
         """What QEMU sees of the host."""
         return Sandbox(
             read_write={"/run": str(self.run), "/disks": str(self.disks)},
@@ -98,6 +100,7 @@ class Layout:
             network=True,  # user networking listens on the host's loopback
             die_with_parent=False,
             uid=uid,
+            groups=groups,
             chdir="/run",
         )
 

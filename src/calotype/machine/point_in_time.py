@@ -7,10 +7,11 @@ the disk at the moment of the transaction. The temporary files are in ``run`` an
 """
 
 import contextlib
+import functools
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,19 +149,19 @@ def _take(
         for disk_id in sizes
     ]
     qmp.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": "nbd.sock"}}})
-    note = None
-    with contextlib.ExitStack() as stack:
-        frozen = 0
-        if freeze != "never":
-            try:
-                frozen = stack.enter_context(_frozen(layout))
-            except GuestError as error:
-                if freeze == "require":
-                    raise
-                note = error.message
-        started = time.monotonic()
-        qmp.execute("transaction", {"actions": actions}, timeout=_FROZEN)
-    seconds = time.monotonic() - started if frozen else 0.0
+    begin = functools.partial(qmp.execute, "transaction", {"actions": actions}, timeout=_FROZEN)
+    seconds, note = 0.0, None
+    consistency = Consistency.CRASH
+    if freeze != "never":
+        try:
+            seconds = _while_frozen(layout, begin)
+            consistency = Consistency.FILESYSTEM
+        except _NotFrozenError as error:
+            if freeze == "require":
+                raise
+            note = error.message
+    if consistency is Consistency.CRASH:
+        begin()
     for disk_id in sizes:
         export = {
             "type": "nbd",
@@ -171,7 +172,7 @@ def _take(
         }
         qmp.execute("block-export-add", export)
     return Snapshot(
-        consistency=Consistency.FILESYSTEM if frozen else Consistency.CRASH,
+        consistency=consistency,
         frozen_seconds=seconds,
         exports={
             disk_id: NbdEndpoint(path=layout.run / "nbd.sock", export=disk_id, size=size)
@@ -181,25 +182,42 @@ def _take(
     )
 
 
-@contextlib.contextmanager
-def _frozen(layout: Layout) -> Iterator[int]:
-    """Freeze the guest's file systems, give their number, and thaw them in every case."""
+class _NotFrozenError(GuestError):
+    """The guest was not frozen, so nothing has been begun."""
+
+
+def _while_frozen(layout: Layout, begin: Callable[[], object]) -> float:
+    """Call ``begin`` while the guest's file systems are frozen; return for how many seconds."""
     agent = Agent(layout.root, patience=_PROBE)
-    with agent.conversation() as talk, _guard(layout):
+    with contextlib.ExitStack() as stack:
         try:
-            frozen = talk.execute("guest-fsfreeze-freeze", timeout=_FROZEN)
-            if not isinstance(frozen, int) or frozen < 1:
-                raise GuestError("the guest froze no file system")
-            yield frozen
+            talk = stack.enter_context(agent.conversation())
+        except GuestError as error:
+            raise _NotFrozenError(error.message, hint=error.hint) from error
+        stack.enter_context(_guard(layout))
+        started = time.monotonic()
+        try:
+            _freeze(talk)
+            begin()
         finally:
             _thaw(talk)
+        return time.monotonic() - started
+
+
+def _freeze(talk: Conversation) -> None:
+    try:
+        frozen = talk.execute("guest-fsfreeze-freeze", timeout=_FROZEN)
+    except (GuestError, ToolFailed) as error:
+        raise _NotFrozenError(error.message) from error
+    if not isinstance(frozen, int) or frozen < 1:
+        raise _NotFrozenError("the guest agent froze no file system")
 
 
 def _thaw(talk: Conversation) -> None:
     # A freeze that timed out may answer late, so the thaw's answer is not the next one for sure.
-    with contextlib.suppress(GuestError):
+    with contextlib.suppress(GuestError, ToolFailed):
         talk.execute("guest-fsfreeze-thaw")
-    with contextlib.suppress(GuestError):
+    with contextlib.suppress(GuestError, ToolFailed):
         if talk.execute("guest-fsfreeze-status") == "frozen":
             talk.execute("guest-fsfreeze-thaw")
 

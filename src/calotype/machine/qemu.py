@@ -18,19 +18,20 @@ from typing import Any, Literal
 from calotype.errors import GuestError, NotAllowed, NotFound, TimedOut, ToolFailed
 from calotype.machine import console as terminal
 from calotype.machine import point_in_time as moment
+from calotype.machine import probe
 from calotype.machine.agent import Agent
-from calotype.machine.cmdline import OVMF_VARS, SEED, VARS, command_line
+from calotype.machine.cmdline import OVMF_VARS, SEED, VARS, command_line, firmware
 from calotype.machine.layout import Layout, give, link, read_guarded
 from calotype.machine.nodes import blockdevs, device, links, names, node
 from calotype.machine.process import Process
 from calotype.machine.qmp import Qmp
 from calotype.machine.seed import write_private
-from calotype.machine.spec import DiskSpec, MachineSpec, Snapshot
+from calotype.machine.spec import Acceleration, DiskSpec, MachineSpec, Snapshot
 from calotype.model import Generation, PowerState
 from calotype.run import Limits, spawn, which
 
 #: How much of the serial log is kept at a start, and shown, in bytes.
-_LOG = 1 << 20
+_KEPT, _SHOWN = 1 << 20, 16 << 20
 
 #: How long QEMU may take to start, in seconds.
 _START = 60.0
@@ -39,7 +40,13 @@ _UNLIMITED = Limits(wall=None)
 
 
 class QemuDriver:
-    """Runs VMs on QEMU; holds no state, so any number of them may be used at once."""
+    """Runs VMs on QEMU; any number of drivers may work on the same VMs at once.
+
+    ``cache`` is a directory that keeps what the driver has found out about this host.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
 
     def start(self, spec: MachineSpec) -> None:
         """Start a VM that outlives the caller; return when its monitor answers.
@@ -53,8 +60,9 @@ class QemuDriver:
         with layout.lock():
             if _alive(layout):
                 raise NotAllowed(f"the VM {spec.name} runs already")
+            accel = spec.accel or self.acceleration().name
             _furnish(spec, layout)
-            _launch(spec, layout)
+            _launch(spec, layout, accel)
 
     def state(self, directory: Path) -> PowerState:
         """Running, paused or stopped, asked of the live process.
@@ -101,15 +109,7 @@ class QemuDriver:
 
     def kill(self, directory: Path) -> None:
         """Power off at once; harmless when it is stopped. Does not wait for the VM's lock."""
-        layout = Layout(directory)
-        process = Process.find(layout.query)
-        if process is None:
-            return
-        with process:
-            with contextlib.suppress(ToolFailed, OSError), Qmp.open(layout.query, 2.0) as qmp:
-                qmp.execute("quit", timeout=2.0)
-            if not process.wait(5.0):
-                process.kill()
+        _kill(Layout(directory))
 
     def restart(self, directory: Path, timeout: float = 120.0) -> bool:
         """Reboot by the guest's agent, or reset when that fails; true when the guest did it.
@@ -163,6 +163,18 @@ class QemuDriver:
                     _unplug(qmp, disk_id)
             _drop_links(layout, disk_id)
 
+    def release(self, directory: Path) -> None:
+        """Let go of a stopped VM's disks and bases; a start links them again. Logs stay.
+
+        Raises:
+            NotAllowed: it runs.
+        """
+        layout = Layout(directory)
+        with layout.lock():
+            if _alive(layout):
+                raise NotAllowed("a running VM holds its disks", hint="stop it first")
+            _unlink_all(layout, keep={VARS})
+
     def screenshot(self, directory: Path, target: Path) -> None:
         """Write the guest's screen to ``target`` as PNG.
 
@@ -185,12 +197,9 @@ class QemuDriver:
         with _running(layout):
             terminal.attach(layout)
 
-    def serial_log(self, directory: Path, limit: int = _LOG) -> bytes:
+    def serial_log(self, directory: Path, limit: int = _SHOWN) -> bytes:
         """The last ``limit`` bytes that the guest printed on its serial port, over all its boots."""
-        try:
-            return read_guarded(Layout(directory).serial_log, limit)
-        except NotFound:
-            return b""
+        return _serial_log(Layout(directory), limit)
 
     def agent(self, directory: Path, *, patience: float = 10.0) -> Agent:
         """The guest's agent."""
@@ -208,6 +217,30 @@ class QemuDriver:
     def clear_point_in_time(self, directory: Path) -> None:
         """Remove what a killed capture left in a VM; harmless when there is nothing."""
         moment.clear_point_in_time(directory)
+
+    def acceleration(self) -> Acceleration:
+        """Whether VMs run under KVM here, found by running one; remembered."""
+        return probe.acceleration(self._cache)
+
+    def firmware(self) -> Path:
+        """The UEFI firmware of VMs of generation V2.
+
+        Raises:
+            ToolMissing: it is not installed.
+        """
+        return firmware()
+
+
+def _kill(layout: Layout) -> None:
+    process = Process.find(layout.query)
+    if process is None:
+        return
+    with process:
+        # QEMU's own end writes back what it holds of the disks' tables.
+        with contextlib.suppress(ToolFailed, OSError), Qmp.open(layout.query, 2.0) as qmp:
+            qmp.execute("quit", timeout=2.0)
+        if not process.wait(5.0):
+            process.kill()
 
 
 def _alive(layout: Layout) -> bool:
@@ -256,7 +289,7 @@ def _agent_connected(layout: Layout) -> bool:
 
 def _furnish(spec: MachineSpec, layout: Layout) -> None:
     """Lay out the directory: fresh ``run``, links of exactly the disks of ``spec``."""
-    log = QemuDriver().serial_log(layout.root)
+    log = _serial_log(layout, _KEPT)
     shutil.rmtree(layout.run)
     layout.prepare()
     if log:
@@ -267,10 +300,7 @@ def _furnish(spec: MachineSpec, layout: Layout) -> None:
     for disk in spec.disks:
         wanted.update(links(disk))
         _link(disk, layout, spec.uid)
-    for directory in (layout.disks, layout.base):
-        for path in directory.iterdir():
-            if path.name not in wanted:
-                path.unlink()
+    _unlink_all(layout, keep=wanted)
     if spec.seed is not None:
         link(spec.seed, layout.base / SEED)
         give(layout.base / SEED, spec.uid)
@@ -295,16 +325,39 @@ def _link(disk: DiskSpec, layout: Layout, uid: int | None) -> None:
 
 
 def _drop_links(layout: Layout, disk_id: str) -> None:
-    for path in (*layout.disks.glob("*"), *layout.base.glob("*.raw")):
-        if path.stem == disk_id:
-            if path.parent == layout.disks:
-                give(path, os.geteuid())  # no longer the VM's
-            path.unlink()
+    for directory in (layout.disks, layout.base):
+        for path in directory.iterdir():
+            if path.stem == disk_id:
+                _unlink(path)
 
 
-def _launch(spec: MachineSpec, layout: Layout) -> None:
-    devices = ("/dev/kvm",) if spec.accel == "kvm" else ()
-    argv = command_line(spec, layout)
+def _unlink_all(layout: Layout, *, keep: set[str]) -> None:
+    for directory in (layout.disks, layout.base):
+        for path in directory.iterdir():
+            if path.name not in keep:
+                _unlink(path)
+
+
+def _unlink(path: Path) -> None:
+    give(path, os.geteuid())  # no longer the VM's
+    path.unlink()
+
+
+def _serial_log(layout: Layout, limit: int) -> bytes:
+    try:
+        return read_guarded(layout.serial_log, limit)
+    except NotFound:
+        return b""
+
+
+def _launch(spec: MachineSpec, layout: Layout, accel: Literal["kvm", "tcg"]) -> None:
+    kvm = accel == "kvm"
+    sandbox = layout.sandbox(
+        spec.uid,
+        devices=("/dev/kvm",) if kvm else (),
+        groups=probe.kvm_groups() if kvm else (),
+    )
+    argv = command_line(spec, layout, accel)
     # setsid leaves QEMU to the sandbox's own init, so that it is no child of ours.
     argv = [which("setsid"), "--fork", which(argv[0]), *argv[1:]]
     alive, held = os.pipe()
@@ -313,7 +366,7 @@ def _launch(spec: MachineSpec, layout: Layout) -> None:
             with open(layout.log, "wb") as log:
                 process = spawn(
                     argv,
-                    sandbox=layout.sandbox(spec.uid, devices=devices),
+                    sandbox=sandbox,
                     limits=_UNLIMITED,
                     stdout=log,
                     stderr=log,
@@ -324,7 +377,7 @@ def _launch(spec: MachineSpec, layout: Layout) -> None:
         process.wait()
         _await_start(layout, alive)
     except ToolFailed as error:
-        QemuDriver().kill(layout.root)
+        _kill(layout)
         words = layout.log.read_bytes()[-2000:].decode("utf-8", "replace").strip()
         last = " / ".join(words.splitlines()[-3:]) or error.message
         raise ToolFailed(f"QEMU did not start the VM {spec.name}: {last}") from error

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from calotype.errors import InvalidInput
 from calotype.machine.channel import connect
@@ -59,8 +59,8 @@ class MachineSpec:
     """A VM as its driver starts it. ``memory`` is in bytes; ``id`` is a UUID, the guest sees it.
 
     ``directory`` belongs to this VM alone. ``forwards`` are (port on 127.0.0.1, port in the guest).
-    ``uid`` is the unprivileged user that runs it, when the caller is root. ``cpu`` is QEMU's name of
-    a processor model; ``None`` takes the best for ``accel``.
+    ``uid`` is the unprivileged user that runs it, when the caller is root. ``accel`` ``None`` is what
+    the driver found to work; ``cpu`` is QEMU's name of a processor model, ``None`` the best for that.
     """
 
     id: str
@@ -74,7 +74,7 @@ class MachineSpec:
     seed: Path | None = None
     forwards: tuple[tuple[int, int], ...] = ()
     uid: int | None = None
-    accel: Literal["tcg", "kvm"] = "tcg"
+    accel: Literal["tcg", "kvm"] | None = None
     cpu: str | None = None
     network: Network = Network.RESTRICTED
 
@@ -127,6 +127,13 @@ class Snapshot:
     note: str | None = None  # why the guest was not frozen
 
 
+class Acceleration(NamedTuple):
+    """What VMs are run by; ``reason``: why not by KVM (empty when they are)."""
+
+    name: Literal["kvm", "tcg"]
+    reason: str
+
+
 class Driver(Protocol):
     """What runs VMs. Every VM is named by its directory; concurrent calls wait for each other."""
 
@@ -158,6 +165,10 @@ class Driver(Protocol):
         """Take a data disk off a VM."""
         ...
 
+    def release(self, directory: Path) -> None:
+        """Let go of a stopped VM's disks and bases; logs stay."""
+        ...
+
     def screenshot(self, directory: Path, target: Path) -> None:
         """Write the guest's screen as PNG."""
         ...
@@ -166,7 +177,7 @@ class Driver(Protocol):
         """Connect the terminal to the guest's serial port until Ctrl-]."""
         ...
 
-    def serial_log(self, directory: Path) -> bytes:
+    def serial_log(self, directory: Path, limit: int = ...) -> bytes:
         """What the guest has printed on its serial port."""
         ...
 
@@ -181,4 +192,12 @@ class Driver(Protocol):
 
     def clear_point_in_time(self, directory: Path) -> None:
         """Remove what a killed capture left in a VM; harmless when there is nothing."""
+        ...
+
+    def acceleration(self) -> Acceleration:
+        """Whether VMs run under KVM here, found by running one."""
+        ...
+
+    def firmware(self) -> Path:
+        """The UEFI firmware of VMs of generation V2."""
         ...

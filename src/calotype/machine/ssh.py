@@ -1,0 +1,70 @@
+"""SSH to a guest through its forwarded port."""
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from calotype.errors import Conflict, InvalidInput
+from calotype.run import which
+
+
+def command(
+    directory: Path,
+    port: int,
+    *,
+    user: str,
+    identity: Path | None = None,
+    command: Sequence[str] = (),
+    options: Sequence[str] = (),
+) -> list[str]:
+    """The argument list of ``ssh`` to the VM in ``directory``, whose port 22 is forwarded to ``port``.
+
+    The guest's host key is learnt at the first connection and kept with the VM; the user's own
+    configuration and known hosts are left out.
+    """
+    if user.startswith("-") or not user.isprintable() or "@" in user or " " in user:
+        raise InvalidInput(f"{user!r} cannot be used as a user name")
+    settings = {
+        "UserKnownHostsFile": f'"{directory / "known_hosts"}"',
+        "GlobalKnownHostsFile": "/dev/null",
+        "StrictHostKeyChecking": "accept-new",
+        "HostKeyAlias": directory.name,
+        "LogLevel": "ERROR",
+        "ConnectTimeout": "30",
+    }
+    argv = [which("ssh"), "-F", "none", "-p", str(port), "-l", user]
+    for name, value in settings.items():
+        argv += ["-o", f"{name}={value}"]
+    if identity is not None:
+        argv += ["-i", str(identity), "-o", "IdentitiesOnly=yes"]
+    return [*argv, *options, "127.0.0.1", *(["--", *command] if command else [])]
+
+
+def answers(port: int, *, timeout: float = 5.0) -> bool:
+    """Whether an SSH server greets on 127.0.0.1:``port`` within ``timeout`` seconds.
+
+    QEMU accepts connections for a guest that does not listen yet, so only the greeting counts.
+    """
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout) as client:
+            client.settimeout(timeout)
+            return client.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def free_port(first: int = 22000, last: int = 32000, *, taken: Sequence[int] = ()) -> int:
+    """The first port of 127.0.0.1 from ``first`` to ``last`` that is free and not in ``taken``.
+
+    Raises:
+        Conflict: there is none.
+    """
+    for port in range(first, last + 1):
+        if port not in taken:
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+                return port
+    raise Conflict(f"no port from {first} to {last} is free on 127.0.0.1")
