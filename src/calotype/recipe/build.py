@@ -73,7 +73,8 @@ def build(name: str, cache: Path, *, progress: Progress = SILENT) -> Built:
             return built
         _sweep(home, recipe)
         with _workplace(home, recipe) as work:
-            _build(recipe, digest, home / "packages", work, image, progress)
+            debs = home / "packages"
+            _build(recipe, digest, debs=debs, work=work, image=image, progress=progress)
     made = _cached(recipe, digest, image)
     if made is None:
         raise StoreDamaged(f"{image} vanished as soon as it was built")
@@ -81,7 +82,7 @@ def build(name: str, cache: Path, *, progress: Progress = SILENT) -> Built:
 
 
 def _build(
-    recipe: Recipe, digest: str, debs: Path, work: Path, image: Path, progress: Progress
+    recipe: Recipe, digest: str, *, debs: Path, work: Path, image: Path, progress: Progress
 ) -> None:
     identity = Identity.of(digest)
     tree = Tree(work / "root")
@@ -94,7 +95,7 @@ def _build(
     with progress.phase(f"{recipe.name}: disk"):
         efi = efi_files(tree, str(identity.root), signed=recipe.boot.signed, work=work)
         raw = work / "disk.raw"
-        write_image(tree, recipe.layout, identity, efi, raw, work)
+        write_image(tree, recipe.layout, identity, efi=efi, out=raw, work=work)
     with (
         progress.phase(f"{recipe.name}: checksum", recipe.layout.size) as advance,
         raw.open("rb") as file,
@@ -196,11 +197,8 @@ def _sweep(home: Path, recipe: Recipe) -> None:
     """Remove older images of the recipe, and what a killed build left; the lock is held."""
     for path in home.glob(f".{recipe.name}-*"):
         _remove(path)
-    keep = 0
-    old = [p for p in home.glob(f"{recipe.name}-*.raw") if len(p.stem) == len(recipe.name) + 17]
-    for path in sorted(old, key=lambda p: p.stat().st_mtime, reverse=True)[keep:]:
+    for path in home.glob(f"{recipe.name}-{'[0-9a-f]' * 16}.*"):
         path.unlink(missing_ok=True)
-        path.with_suffix(".json").unlink(missing_ok=True)
 
 
 def _remove(work: Path) -> None:

@@ -57,8 +57,9 @@ def tables(size: int, disk: uuid.UUID, parts: Sequence[Partition]) -> tuple[byte
         )
         table[(part.number - 1) * 128 : part.number * 128] = entry
     usable = (first, last)
-    front = _header(disk, bytes(table), 1, sectors - 1, usable, 2)
-    back = _header(disk, bytes(table), sectors - 1, 1, usable, sectors - 1 - _TABLE)
+    front = _header(disk, bytes(table), here=1, other=sectors - 1, usable=usable, at=2)
+    start = sectors - 1 - _TABLE
+    back = _header(disk, bytes(table), here=sectors - 1, other=1, usable=usable, at=start)
     return _mbr(sectors) + front + bytes(table), bytes(table) + back
 
 
@@ -95,7 +96,7 @@ def _mbr(sectors: int) -> bytes:
 
 
 def _header(
-    disk: uuid.UUID, table: bytes, here: int, other: int, usable: tuple[int, int], at: int
+    disk: uuid.UUID, table: bytes, *, here: int, other: int, usable: tuple[int, int], at: int
 ) -> bytes:
     def pack(crc: int) -> bytes:
         return struct.pack(

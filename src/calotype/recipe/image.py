@@ -59,7 +59,7 @@ def partitions(layout: Layout, identity: Identity) -> list[gpt.Partition]:
 
 
 def write_image(
-    tree: Tree, layout: Layout, identity: Identity, efi: dict[str, bytes], out: Path, work: Path
+    tree: Tree, layout: Layout, identity: Identity, *, efi: dict[str, bytes], out: Path, work: Path
 ) -> None:
     """Write the whole disk to ``out`` (sparse), which must not exist yet.
 
@@ -139,15 +139,15 @@ def _debugfs(image: Path, offset: int, commands: Sequence[str]) -> None:
 def _write_esp(
     files: dict[str, bytes], part: gpt.Partition, serial: str, out: Path, work: Path
 ) -> None:
+    first = str(part.start // gpt.SECTOR)
+    argv = ["mkfs.fat", "--mbr=no", "--offset", first, "-h", first, "-n", "ESP", "-i", serial]
+    run([*argv, str(out), str(part.length // 1024)], limits=Limits(wall=60))
     drive = f"{out}@@{part.start}"
-    environment = {**os.environ, "MTOOLS_SKIP_CHECK": "1", "MTOOLS_NO_VFAT": "0"}
-    geometry = ["-h", "64", "-s", "32", "-T", str(part.length // gpt.SECTOR)]
-    hidden = ["-H", str(part.start // gpt.SECTOR)]
+    environment = {**os.environ, "MTOOLS_SKIP_CHECK": "1"}
 
     def mtool(*argv: str) -> None:
         run(list(argv), env=environment, limits=Limits(wall=60))
 
-    mtool("mformat", "-i", drive, "-v", "ESP", "-N", serial, *geometry, *hidden, "::")
     made: set[str] = set()
     for name, data in sorted(files.items()):
         above = name.split("/")[:-1]

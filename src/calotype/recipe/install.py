@@ -37,7 +37,7 @@ def fill(recipe: Recipe, tree: Tree, debs: Path, work: Path) -> None:
 
 
 def arguments(recipe: Recipe, archive: Path, debs: Path, work: Path) -> list[str]:
-    """mmdebstrap's argument list; writes the files it names into ``work``."""
+    """The argument list of mmdebstrap; writes the files it names into ``work``."""
     overlay = work / "overlay.tar"
     overlay.write_bytes(pack(recipe.file_trees))
     cache = "/var/cache/apt/archives"
@@ -49,7 +49,7 @@ def arguments(recipe: Recipe, archive: Path, debs: Path, work: Path) -> list[str
     # The recipe's files come before the packages that read them while they are configured.
     argv += [f"--essential-hook=tar-in {overlay} /"]
     for number, script in enumerate(recipe.scripts):
-        inside = f"/tmp/setup{number}"  # noqa: S108 - inside the new system, where nobody else is
+        inside = f"/tmp/setup{number}"
         argv += [f"--customize-hook=upload {script} {inside}"]
         argv += [f'--customize-hook=chroot "$1" sh -eu {inside}']
     argv += [f"--customize-hook=sync-out {cache} {debs}"]
