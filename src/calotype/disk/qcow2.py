@@ -113,7 +113,9 @@ def _header(window: Window, *, overlay: bool) -> _Header:
     if not 9 <= bits <= 21 or (incompatible & _EXTENDED and bits < 14):
         raise DiskRefused(f"a qcow2 cluster size of 2^{bits} bytes is not known", hint=_CONVERT)
     if size == 0 or size % 512:
-        raise DiskRefused(f"the qcow2 states a size of {size} bytes, not whole sectors")
+        raise DiskRefused(
+            f"the qcow2 states a size of {size} bytes, not whole sectors", hint=_CONVERT
+        )
     _extensions(window, length, min(1 << bits, window.size, backing or window.size))
     return _Header(
         version=version,

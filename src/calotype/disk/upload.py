@@ -67,7 +67,10 @@ def open_upload(
             appliance = ova.read_ova(window, progress=progress)
             images = ova.open_disks(window, appliance, max_size=limit)
         elif declared == "ova":
-            raise DiskRefused("it is declared as an OVA, but does not begin with an .ovf member")
+            raise DiskRefused(
+                "it is declared as an OVA, but does not begin with an .ovf member",
+                hint="leave the declaration out, or declare the format of the disk",
+            )
         else:
             part = stack.enter_context(window.part(0, window.size))
             images = [open_window(part, declared=declared, vhd_size=vhd_size, max_size=limit)]

@@ -24,6 +24,7 @@ FIXED, DYNAMIC, DIFFERENCING = 2, 3, 4
 
 #: C/H/S of every disk too big for a geometry: it says nothing about the size.
 _MAX_GEOMETRY: Final = 65535 * 16 * 255 * 512
+_AGAIN: Final = "the file is truncated or damaged: fetch it again and compare its checksum"
 _UNALLOCATED: Final = 0xFFFFFFFF
 #: Writers whose geometry is a formality, so that QEMU too goes by the Current Size.
 _SIZED_CREATORS: Final = (b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS")
@@ -99,7 +100,7 @@ def parse(window: Window, *, size_rule: SizeRule = "current") -> Layout:
         return _fixed(window, footer, _size(footer, size_rule))
     copy = parse_footer(head)
     if copy.kind != DYNAMIC:
-        raise DiskRefused("the VHD says that it is fixed, but begins as a dynamic one")
+        raise DiskRefused("the VHD says that it is fixed, but begins as a dynamic one", hint=_AGAIN)
     layout = _dynamic(window, copy, _size(copy, size_rule))
     if parse_footer(window.read(window.size - FOOTER, FOOTER)) != copy:
         raise DiskRefused(
@@ -112,7 +113,7 @@ def parse(window: Window, *, size_rule: SizeRule = "current") -> Layout:
 def _size(footer: Footer, rule: SizeRule) -> int:
     size = footer.size(rule)
     if size == 0 or size % 512:
-        raise DiskRefused(f"the VHD states a size of {size} bytes, not whole sectors")
+        raise DiskRefused(f"the VHD states a size of {size} bytes, not whole sectors", hint=_AGAIN)
     return size
 
 
@@ -160,11 +161,15 @@ def _dynamic_header(window: Window, place: int) -> tuple[int, int, int]:
     if cookie != b"cxsparse" or version >> 16 != 1:
         raise DiskRefused("the VHD's dynamic header is not understood", hint="fetch it again")
     if entries * 4 > window.size:
-        raise DiskRefused(f"the VHD's table of {entries} entries is larger than the file")
+        raise DiskRefused(
+            f"the VHD's table of {entries} entries is larger than the file", hint=_AGAIN
+        )
     if checksum != checksum_of(window.read(place, 1024), 36):
         raise DiskRefused(
             "the checksum of the VHD's dynamic header is wrong", hint="fetch it again"
         )
     if block < 512 or block & (block - 1) or block > 1 << 28:
-        raise DiskRefused(f"a VHD block size of {block} bytes is not known")
+        raise DiskRefused(
+            f"a VHD block size of {block} bytes is not known", hint="convert it to a fixed VHD"
+        )
     return table, entries, block

@@ -39,10 +39,7 @@ _EMPTY_STATES: Final = (0, 1, 2, 3)
 _PRESENT, _PARTIAL = 6, 7
 
 _AGAIN: Final = "the file is truncated or damaged: fetch it again and compare its checksum"
-_HAS_PARENT: Final = DiskRefused(
-    "this is a differencing VHDX: half of its content is in a parent file",
-    hint="merge it with its parent first (Hyper-V: Merge-VHD or Convert-VHD)",
-)
+_CONVERT: Final = "convert it where it was made: qemu-img convert -O qcow2 IN OUT"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +79,7 @@ def _check_header(window: Window) -> None:
     header = max(valid, key=lambda raw: int.from_bytes(raw[8:16], "little"))
     log_version, version = struct.unpack_from("<HH", header, 64)
     if version != 1 or log_version != 0:
-        raise DiskRefused(f"VHDX version {version} (log {log_version}) is not known")
+        raise DiskRefused(f"VHDX version {version} (log {log_version}) is not known", hint=_CONVERT)
     if any(header[48:64]):
         raise DiskRefused(
             "the VHDX was not closed cleanly: its log waits to be replayed",
@@ -110,12 +107,21 @@ def _regions(window: Window) -> dict[UUID, tuple[int, int]]:
         if region in {_BAT, _METADATA} and region not in regions:
             regions[region] = (offset, length)
         elif region in regions or required & 1:
-            raise DiskRefused(f"the VHDX region {region} is not known or stands twice")
+            raise DiskRefused(
+                f"the VHDX region {region} is not known or stands twice", hint=_CONVERT
+            )
         if offset % _MIB or length % _MIB or offset < _MIB or offset + length > window.size:
             raise DiskRefused("a region of the VHDX lies outside the file", hint=_AGAIN)
     if len(regions) != 2:
         raise DiskRefused("the VHDX lacks its block table or its metadata", hint=_AGAIN)
     return regions
+
+
+def _has_parent() -> DiskRefused:
+    return DiskRefused(
+        "this is a differencing VHDX: half of its content is in a parent file",
+        hint="merge it with its parent first (Hyper-V: Merge-VHD or Convert-VHD)",
+    )
 
 
 def _count(count: int) -> int:
@@ -134,9 +140,11 @@ def _metadata(window: Window, start: int, length: int) -> _Metadata:
         guid, offset, size, flags = struct.unpack_from("<16sIII", table, 32 + index * 32)
         item = UUID(bytes_le=guid)
         if item == _PARENT:
-            raise _HAS_PARENT
+            raise _has_parent()
         if item in items or (item not in _ITEM_LENGTHS and flags & 4):
-            raise DiskRefused(f"the VHDX metadata item {item} is not known or stands twice")
+            raise DiskRefused(
+                f"the VHDX metadata item {item} is not known or stands twice", hint=_CONVERT
+            )
         if item not in _ITEM_LENGTHS:
             continue
         if size != _ITEM_LENGTHS[item] or offset < 64 * _KIB or offset + size > length:
@@ -152,13 +160,17 @@ def _checked(items: dict[UUID, bytes]) -> _Metadata:
     size = int.from_bytes(items[_SIZE], "little")
     sector = int.from_bytes(items[_LOGICAL], "little")
     if flags & 2:
-        raise _HAS_PARENT
+        raise _has_parent()
     if flags & ~3 or not _MIB <= block <= 256 * _MIB or block & (block - 1):
-        raise DiskRefused(f"VHDX blocks of {block} bytes (flags {flags:#x}) are not known")
+        raise DiskRefused(
+            f"VHDX blocks of {block} bytes (flags {flags:#x}) are not known", hint=_CONVERT
+        )
     if sector not in {512, 4096}:
-        raise DiskRefused(f"VHDX sectors of {sector} bytes are not known")
+        raise DiskRefused(f"VHDX sectors of {sector} bytes are not known", hint=_CONVERT)
     if size == 0 or size % sector or size > 64 << 40:
-        raise DiskRefused(f"the VHDX states a size of {size} bytes, which is not possible")
+        raise DiskRefused(
+            f"the VHDX states a size of {size} bytes, which is not possible", hint=_AGAIN
+        )
     return _Metadata(block=block, size=size, sector=sector, fixed=bool(flags & 1))
 
 
