@@ -1,0 +1,116 @@
+"""Overwrites what a file system has forgotten but not erased.
+
+Deleted files live on in free blocks, deleted names and short links in free inodes, and copies of all
+metadata in the journal. (Names in the slack of directories go when e2fsck writes those anew.)
+"""
+
+import errno
+import os
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from calotype.errors import GuestError
+from calotype.guest.ext4 import Ext4
+from calotype.guest.offline import zero
+from calotype.guest.tools import on_file
+
+_GROUP = re.compile(rb"^Group (\d+):")
+_TABLE = re.compile(rb"Inode table at (\d+)-\d+")
+_FREE_BLOCKS = re.compile(rb"^  Free blocks:(.*)$")
+_FREE_INODES = re.compile(rb"^  Free inodes:(.*)$")
+_JOURNAL_MAGIC = 0xC03B3998
+
+
+def wipe(path: Path) -> int:
+    """Zero the free blocks, the free inodes and the journal of a clean file system.
+
+    Args:
+        path: a file that holds one ext4 file system, checked and not in use.
+
+    Returns:
+        The number of bytes that were overwritten (what was a hole before is not counted).
+
+    Raises:
+        GuestError: the file system's own account of itself makes no sense.
+    """
+    listing = on_file(["dumpe2fs"], path)
+    if listing.returncode != 0:
+        raise GuestError("the guest's file system cannot be listed")
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        fs = Ext4(lambda at, length: os.pread(fd, length, at), size)
+        if fs.needs_recovery:
+            raise GuestError("the file system's journal was not replayed")
+        wiped = 0
+        for offset, length in [*_free(fs, listing.stdout), *_journal(fs, fd)]:
+            if offset < fs.block or offset + length > fs.blocks * fs.block:
+                raise GuestError("the guest's file system lists free space outside itself")
+            for at, count in _data(fd, offset, offset + length):
+                zero(fd, at, count)
+                wiped += count
+        os.fsync(fd)
+        return wiped
+    finally:
+        os.close(fd)
+
+
+def _free(fs: Ext4, listing: bytes) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the free blocks and of the free inodes, from dumpe2fs' listing."""
+    group = table = -1
+    for line in listing.splitlines():
+        if found := _GROUP.match(line):
+            group = int(found[1])
+            table = -1
+        elif found := _TABLE.search(line):
+            table = int(found[1])
+        elif found := _FREE_BLOCKS.match(line):
+            for first, last in _ranges(found[1]):
+                yield first * fs.block, (last - first + 1) * fs.block
+        elif found := _FREE_INODES.match(line):
+            for first, last in _ranges(found[1]):
+                index = first - 1 - group * fs.group_inodes
+                if table < 0 or index < 0 or last > (group + 1) * fs.group_inodes:
+                    raise GuestError("the guest's file system lists inodes in the wrong place")
+                start = table * fs.block + index * fs.inode_size
+                yield start, (last - first + 1) * fs.inode_size
+
+
+def _ranges(text: bytes) -> Iterator[tuple[int, int]]:
+    for part in filter(None, text.strip().split(b", ")):
+        first, _, last = part.partition(b"-")
+        yield int(first), int(last or first)
+
+
+def _journal(fs: Ext4, fd: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the journal's blocks but the first, which says that it is empty."""
+    if not fs.has_journal or not fs.journal_inode:
+        return
+    runs = list(fs.runs(fs.inode(fs.journal_inode)))
+    if not runs or runs[0].logical != 0:
+        raise GuestError("the guest's journal makes no sense")
+    head = os.pread(fd, 32, runs[0].physical * fs.block)
+    magic, start = struct.unpack(">I24xI", head)
+    if magic != _JOURNAL_MAGIC or start != 0:
+        raise GuestError("the guest's journal is not empty")
+    for run in runs:
+        skip = run.logical == 0
+        if run.blocks > skip:
+            yield (run.physical + skip) * fs.block, (run.blocks - skip) * fs.block
+
+
+def _data(fd: int, offset: int, end: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what is not a hole of the file."""
+    while offset < end:
+        try:
+            offset = os.lseek(fd, offset, os.SEEK_DATA)
+            stop = min(end, os.lseek(fd, offset, os.SEEK_HOLE))
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return
+            stop = end  # a file system that knows no holes
+        if offset < stop:
+            yield offset, stop - offset
+        offset = max(stop, offset + 1)
