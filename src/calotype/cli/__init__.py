@@ -11,8 +11,18 @@ from cyclopts import App
 
 from calotype import __version__
 
-GROUPS = ("image", "vm", "disk", "store", "recipe")
-SINGLES = ("doctor", "completion")
+#: Groups of commands, and single commands: name -> what ``--help`` says without loading them.
+GROUPS = {
+    "image": "Images: upload, list, show, capture, export, tag, delete.",
+    "vm": "Virtual machines: create from an image, look after, capture.",
+    "disk": "Managed disks: create, list, show, delete.",
+    "store": "The store: how much it holds, and whether it is whole.",
+    "recipe": "Recipes: build an image from a distribution's own packages.",
+}
+SINGLES = {
+    "doctor": "What this machine can do, and how to get what is missing.",
+    "completion": "Print a completion script for a shell.",
+}
 
 app = App(
     name="calotype",
@@ -21,10 +31,10 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-for _group in GROUPS:
-    app.command(f"calotype.cli.{_group}:app", name=_group)
-for _single in SINGLES:
-    app.command(f"calotype.cli.{_single}:{_single}", name=_single)
+for _name, _help in GROUPS.items():
+    app.command(f"calotype.cli.{_name}:app", name=_name, help=_help)
+for _name, _help in SINGLES.items():
+    app.command(f"calotype.cli.{_name}:{_name}", name=_name, help=_help)
 
 
 def main() -> None:

@@ -70,4 +70,4 @@ def delete(name: str, *, common: Common | None = None) -> None:
 
 
 def _record(disk: ManagedDisk, vms: dict[str, str]) -> dict[str, Any]:
-    return {**plain(disk), "vm": vms.get(disk.vm_id)}
+    return {**plain(disk), "vm": vms.get(disk.vm_id or "")}

@@ -5,18 +5,19 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from calotype.cli import GROUPS
 from calotype.cli.arguments import Repeat, pair
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit
 from calotype.cli.output import size as show_size
 from calotype.engine import images, names
-from calotype.engine.export import FORMATS, export_image
+from calotype.engine.export import export_image
 from calotype.engine.import_ import ImageRequest, Imported, import_image
 from calotype.engine.sources import Upload
 from calotype.errors import InvalidInput
 from calotype.model import Architecture, Caching, Generation, OsState, OsType, Recommended
 
-app = App(name="image", help="Images: upload, list, show, capture, export, tag, delete.")
+app = App(name="image", help=GROUPS["image"])
 app.command("calotype.cli.capture:image_capture", name="capture")
 
 COLUMNS: Columns = {
@@ -39,6 +40,7 @@ def create(
     source: str,
     format: Annotated[str | None, Parameter(name="--format")] = None,  # noqa: A002 (the option's name)
     checksum: str | None = None,
+    vhd_size: Literal["current", "geometry"] = "current",
     data_disk: Annotated[tuple[str, ...], Repeat] = (),
     os_type: OsType = OsType.LINUX,
     os_state: OsState | None = None,
@@ -70,6 +72,8 @@ def create(
         Declare the format (raw, vhd, vhdx, qcow2, vmdk, ova); the file must agree. Found out otherwise.
     checksum
         SHA-256 of the file: sha256:HEX or HEX. Required for a URL.
+    vhd_size
+        What a VHD's size is: its footer's current size (as on Azure), or its geometry (Virtual PC).
     data_disk
         A data disk: LUN=FILE (repeat it).
     os_type
@@ -122,9 +126,10 @@ def create(
         sha256=digest,
         caching=caching,
         allow_addresses=allow_address,
+        vhd_size=vhd_size,
     )
     data = {
-        lun: Upload(location=location, caching=caching)
+        lun: Upload(location=location, caching=caching, vhd_size=vhd_size)
         for lun, location in (_data_disk(text) for text in data_disk)
     }
     if len(data) != len(data_disk):
@@ -152,8 +157,9 @@ def export(
     name: str,
     file: Path,
     *,
-    format: Annotated[Literal[FORMATS] | None, Parameter(name="--format")] = None,  # noqa: A002
+    format: Annotated[str | None, Parameter(name="--format")] = None,  # noqa: A002
     lun: int | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
     common: Common | None = None,
 ) -> None:
     """Write a disk of an image (or all of them, as OVA) to a file.
@@ -165,12 +171,15 @@ def export(
     file
         The file to write; its ending names the format unless --format does. .gz, .xz, .zst compress.
     format
-        raw, vhd (fixed, passes Azure's gate), vhd-dynamic, vhdx, qcow2, vmdk, vmdk-stream, ova.
+        raw, vhd (fixed, passes Azure's gate), vhd-dynamic, vhdx, qcow2, qcow2-zstd, vmdk, vmdk-stream,
+        each also with .gz, .xz or .zst; ova.
+    overwrite
+        Replace an existing file.
     lun
         The data disk at this LUN instead of the OS disk.
     """
     with session(common) as context:
-        emit(common, export_image(context, name, file, format=format, lun=lun))
+        emit(common, export_image(context, name, file, format=format, lun=lun, overwrite=overwrite))
 
 
 @app.command

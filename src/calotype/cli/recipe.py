@@ -2,11 +2,13 @@
 
 from cyclopts import App
 
+from calotype.cli import GROUPS
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit
 from calotype.engine import recipes
+from calotype.model import Generation
 
-app = App(name="recipe", help="Recipes: build an image from a distribution's own packages.")
+app = App(name="recipe", help=GROUPS["recipe"])
 
 COLUMNS: Columns = {
     "Name": lambda r: r["name"],
@@ -21,15 +23,26 @@ def list_(*, common: Common | None = None) -> None:
 
 
 @app.command
-def build(name: str, *, image: str | None = None, common: Common | None = None) -> None:
-    """Build a recipe (or take it from the cache) and make an image of it.
+def build(
+    name: str,
+    *,
+    image: str | None = None,
+    generation: Generation | None = None,
+    common: Common | None = None,
+) -> None:
+    """Build a recipe, or take it from the cache; a raw disk, or with --image an image.
 
     Parameters
     ----------
     name
         The recipe.
     image
-        The image's name (default: the recipe's).
+        Upload what was built as an image of this name.
+    generation
+        V1 (BIOS) or V2 (UEFI), where the recipe starts by both (default: V1).
     """
     with session(common) as context:
-        emit(common, recipes.build_image(context, name, image or name).image)
+        if image is None:
+            emit(common, recipes.build_file(context, name))
+        else:
+            emit(common, recipes.build_image(context, name, image, generation=generation).image)

@@ -4,12 +4,13 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from calotype.cli import GROUPS
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit
 from calotype.cli.output import size as show_size
 from calotype.engine import storage
 
-app = App(name="store", help="The store: how much it holds, and whether it is whole.")
+app = App(name="store", help=GROUPS["store"])
 
 COLUMNS: Columns = {
     "Image": lambda r: r["image"],

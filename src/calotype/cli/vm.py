@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from calotype.cli import GROUPS
 from calotype.cli.arguments import Repeat, pair, read
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, plain
@@ -17,7 +18,7 @@ from calotype.engine.machines import VmView
 from calotype.errors import InvalidInput
 from calotype.model import VirtualMachine
 
-app = App(name="vm", help="Virtual machines: create from an image, look after, capture.")
+app = App(name="vm", help=GROUPS["vm"])
 disk = App(name="disk", help="Attach and detach data disks, also while the VM runs.")
 app.command(disk)
 app.command("calotype.cli.capture:capture", name="capture")

@@ -81,7 +81,7 @@ class OverlaySource:
     path: Path
     base: Path | None
 
-    def open(self) -> Disk:
+    def open(self) -> overlay.OverlayDisk:
         """The overlay over its base."""
         base = RawSource(self.base).open() if self.base is not None else None
         try:
@@ -110,7 +110,7 @@ class NbdSource:
     socket: Path
     export: str
 
-    def open(self) -> Disk:
+    def open(self) -> NbdDisk:
         """A client of the server."""
         return NbdDisk(self.socket, self.export)
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from calotype.disk import Extent, raw_is_clean
-from calotype.disk.view import NbdSource, OverlaySource, Source, writable
-from calotype.engine import bases, names
+from calotype.disk import Disk, Extent
+from calotype.disk.view import NbdSource, OverlaySource, writable
+from calotype.engine import bases, look, names
 from calotype.engine.context import Context
 from calotype.engine.machines import power
 from calotype.engine.operation import Operation
@@ -30,6 +30,9 @@ from calotype.model import (
 from calotype.store import Ingested
 
 Freeze = Literal["auto", "require", "never"]
+
+#: A disk at an instant: of a stopped VM, or of a running one.
+Source = OverlaySource | NbdSource
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +121,7 @@ def _moment(
         ids = [disk.id for disk in vm.disks]
         with context.driver.point_in_time(directory, ids, freeze=freeze) as snapshot:
             sources: dict[str, Source] = {
-                disk_id: NbdSource(end.socket, end.export)
+                disk_id: NbdSource(end.path, end.export)
                 for disk_id, end in snapshot.exports.items()
             }
             yield _Moment(sources, snapshot.consistency, snapshot.frozen_seconds)
@@ -135,7 +138,7 @@ def _stopped_source(context: Context, disk: ManagedDisk, scratch: Path) -> Overl
 def _consistency_of_stopped(source: Source) -> Consistency:
     """A stopped VM's own file system says whether it was shut down or cut off."""
     with closing(source.open()) as disk:
-        clean = raw_is_clean(disk)
+        clean = look.was_shut_down(disk)
     return Consistency.APPLICATION if clean else Consistency.CRASH
 
 
@@ -158,7 +161,9 @@ def _take_generalized(
     return taken, report
 
 
-def _ingest(context, disk, opened, changed: list[Extent]) -> CapturedDisk:
+def _ingest(
+    context: Context, disk: ManagedDisk, opened: Disk, changed: list[Extent]
+) -> CapturedDisk:
     ingested = context.repository.ingest(
         opened, base=disk.index, changed=changed, progress=context.progress
     )
@@ -190,7 +195,7 @@ def _image(
         )
         for taken in disks
     ]
-    notes = ()
+    notes: tuple[str, ...] = ()
     if request.os_state is OsState.GENERALIZED and not request.generalize:
         notes = ("declared generalized by the user; Calotype did not do it",)
     state = OsState.GENERALIZED if request.generalize else request.os_state or OsState.SPECIALIZED

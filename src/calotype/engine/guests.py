@@ -9,11 +9,9 @@ from typing import Literal
 from calotype.engine import keys
 from calotype.engine.context import Context
 from calotype.engine.machines import power, running
-from calotype.errors import GuestError, InvalidInput, NotAllowed, TimedOut
-from calotype.machine import ssh
+from calotype.errors import InvalidInput, NotAllowed, TimedOut
+from calotype.machine import Agent, ssh
 from calotype.model import PowerState
-
-_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +40,9 @@ def run_command(
     if (script is None) == (not command):
         raise InvalidInput("name either a command (after '--') or --script")
     argv = ["/bin/sh", "-s"] if script is not None else list(command)
-    with context.driver.agent(running(context, name)) as agent:
-        result = agent.exec(argv, stdin=script, timeout=timeout)
-    return CommandResult(result.exit_code, result.stdout, result.stderr)
+    result = Agent(running(context, name)).run(argv, stdin=script, timeout=timeout)
+    status = result.status if result.status >= 0 else 128 - result.status
+    return CommandResult(status, result.stdout, result.stderr)
 
 
 def ssh_command(
@@ -100,20 +98,11 @@ def wait(
                 )
             if what == "ssh" and ssh.answers(vm.ssh_port, timeout=5.0):
                 return
-            if what == "agent" and _agent_answers(context, directory):
+            if what == "agent" and Agent(directory).ping():
                 return
             advance(1)
             time.sleep(0.5)
     raise TimedOut(f"VM '{vm.name}': no {what} within {timeout:g} s")
-
-
-def _agent_answers(context: Context, directory: Path) -> bool:
-    try:
-        with context.driver.agent(directory) as agent:
-            agent.ping(timeout=5.0)
-    except (GuestError, TimedOut):
-        return False
-    return True
 
 
 def log(
@@ -121,16 +110,16 @@ def log(
 ) -> Iterator[bytes]:
     """The serial log in blocks; with ``follow`` until the VM stops."""
     vm = context.catalog.vm(name)
-    path = context.driver.log_path(context.vm_path(vm.id))
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        if tail is not None:
-            yield b"".join(file.readlines()[-tail:]) if tail > 0 else b""
-        while True:
-            if block := file.read(_BLOCK):
-                yield block
-            elif not follow or power(context, vm) is not PowerState.RUNNING:
-                return
-            else:
-                time.sleep(0.2)
+    directory = context.vm_path(vm.id)
+    text = context.driver.serial_log(directory)
+    shown = len(text)
+    if tail is not None:
+        text = b"".join(text.splitlines(keepends=True)[-tail:]) if tail > 0 else b""
+    yield text
+    while follow and power(context, vm) is PowerState.RUNNING:
+        time.sleep(0.2)
+        text = context.driver.serial_log(directory)
+        yield text[shown:]
+        shown = len(text)
+    if follow:
+        yield context.driver.serial_log(directory)[shown:]

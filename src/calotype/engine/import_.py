@@ -1,12 +1,13 @@
 """From uploaded files to an image: gate, ingest, row."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from calotype import disk as disks
+from calotype.disk.ova import Appliance
+from calotype.disk.upload import open_upload
 from calotype.engine import look, names
 from calotype.engine.context import Context
 from calotype.engine.sources import LocalFile, Upload, fetch_source, hashing
@@ -51,7 +52,7 @@ class Imported:
     existed: bool = False  # the same upload was there under that name: nothing was done
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Uploaded:
     """One disk in the store, and the upload that it came from."""
 
@@ -60,6 +61,7 @@ class _Uploaded:
     format: str
     sha256: str
     source: LocalFile
+    appliance: Appliance | None
 
 
 def import_image(
@@ -90,8 +92,9 @@ def import_image(
             if len(taken) > 1:
                 raise InvalidInput("an OVA cannot be one data disk")
             uploaded += taken
-        image = _image(request, uploaded)
-        image = look.complete(context, request, image, scratch)
+        image = look.complete(
+            context, _image(context, request, uploaded), declared=request.os_state
+        )
         context.catalog.add_image(image)
     return Imported(image, tuple(item.ingested for item in uploaded))
 
@@ -118,40 +121,41 @@ def _require_same(context: Context, existing: Image, upload: Upload, scratch: Pa
 def _take_in(context: Context, lun: int | None, upload: Upload, scratch: Path) -> list[_Uploaded]:
     """Put an upload into the store: one disk, or all disks of an OVA."""
     source = fetch_source(context, upload, scratch)
-    with ExitStack() as stack:
-        digest = stack.enter_context(hashing(source.path))
-        opened = stack.enter_context(
-            disks.open_upload(
-                source.path, declared=upload.format, scratch=scratch, progress=context.progress
-            )
-        )
-        results = []
-        for position, item in enumerate(opened):
-            label = "OS disk" if lun is None and position == 0 else f"LUN {lun or position - 1}"
-            del label
-            ingested = context.repository.ingest(item.disk, progress=context.progress)
-            results.append((item, ingested))
+    with (
+        hashing(source.path) as digest,
+        open_upload(
+            source.path,
+            scratch=scratch,
+            declared=upload.format,
+            vhd_size=upload.vhd_size,
+            progress=context.progress,
+        ) as opened,
+    ):
+        ingested = [
+            context.repository.ingest(image.disk, progress=context.progress) for image in opened
+        ]
         sha256 = digest.result()
     if upload.sha256 and upload.sha256.lower() != sha256:
         raise InvalidInput(f"'{source.shown}' has SHA-256 {sha256}, not {upload.sha256.lower()}")
     return [
         _Uploaded(
-            ImageDisk(
-                index=ingested.index,
-                size=ingested.size,
+            disk=ImageDisk(
+                index=cost.index,
+                size=cost.size,
                 caching=upload.caching,
                 lun=lun if position == 0 else position - 1,
             ),
-            ingested,
-            item.format,
-            sha256,
-            source,
+            ingested=cost,
+            format=image.format,
+            sha256=sha256,
+            source=source,
+            appliance=opened.appliance,
         )
-        for position, (item, ingested) in enumerate(results)
+        for position, (image, cost) in enumerate(zip(opened, ingested, strict=True))
     ]
 
 
-def _image(request: ImageRequest, uploaded: list[_Uploaded]) -> Image:
+def _image(context: Context, request: ImageRequest, uploaded: list[_Uploaded]) -> Image:
     first = uploaded[0]
     return Image(
         id=names.new_id(),
@@ -161,12 +165,12 @@ def _image(request: ImageRequest, uploaded: list[_Uploaded]) -> Image:
         os_disk=first.disk,
         data_disks=tuple(item.disk for item in uploaded[1:]),
         architecture=request.architecture,
-        generation=request.generation or Generation.V1,
+        generation=request.generation or _generation(context, first),
         label=request.label,
         family=request.family,
         description=request.description,
         eula=request.eula,
-        recommended=request.recommended,
+        recommended=_recommended(request, first.appliance),
         tags=dict(request.tags),
         provenance=Provenance(
             kind=first.source.kind,
@@ -175,4 +179,22 @@ def _image(request: ImageRequest, uploaded: list[_Uploaded]) -> Image:
             sha256=first.sha256,
         ),
         created_at=datetime.now(UTC),
+    )
+
+
+def _generation(context: Context, os_disk: _Uploaded) -> Generation:
+    """What the OVA says, else what the partitions say."""
+    if os_disk.appliance is not None and os_disk.appliance.firmware is not None:
+        return Generation.V2 if os_disk.appliance.firmware == "efi" else Generation.V1
+    with closing(context.repository.open(os_disk.disk.index)) as disk:
+        return look.generation(disk)
+
+
+def _recommended(request: ImageRequest, appliance: Appliance | None) -> Recommended:
+    """What the author recommends, else the size that the OVA's machine had."""
+    if appliance is None:
+        return request.recommended
+    return Recommended(
+        vcpus=request.recommended.vcpus or appliance.vcpus,
+        memory=request.recommended.memory or appliance.memory,
     )

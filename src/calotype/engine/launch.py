@@ -144,7 +144,7 @@ def _plan(context: Context, request: VmRequest, image: Image) -> VirtualMachine:
     generalized = image.os_state is OsState.GENERALIZED
     used = {vm.ssh_port for vm in others} | {port for vm in others for port, _ in vm.forwards}
     ssh_port = _free_port(used)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if request.allow_duplicate_identity and not generalized:
         notes = ("made with --allow-duplicate-identity: it may share another VM's identity",)
     return VirtualMachine(

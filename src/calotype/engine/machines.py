@@ -118,8 +118,13 @@ def stop(context: Context, name: str, *, force: bool = False, timeout: float = 1
 
 
 def restart(context: Context, name: str, *, force: bool = False, timeout: float = 120.0) -> None:
-    """Stop (when it runs) and start."""
-    stop(context, name, force=force, timeout=timeout)
+    """Reboot a running VM (``force``: pull the plug and start); start a stopped one."""
+    view = show(context, name)
+    directory = context.vm_path(view.vm.id)
+    if view.power is PowerState.RUNNING and not force:
+        context.driver.restart(directory, timeout=timeout)
+        return
+    context.driver.kill(directory)
     start(context, name)
 
 

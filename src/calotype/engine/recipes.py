@@ -3,8 +3,8 @@
 from calotype.engine.context import Context
 from calotype.engine.import_ import ImageRequest, Imported, import_image
 from calotype.engine.sources import Upload
-from calotype.model import OsState
-from calotype.recipe import Recipe, build
+from calotype.model import Generation, OsState
+from calotype.recipe import Built, Recipe, build
 from calotype.recipe import recipes as known
 
 
@@ -13,19 +13,26 @@ def available() -> list[Recipe]:
     return known()
 
 
-def build_image(context: Context, recipe: str, name: str) -> Imported:
-    """Build a recipe, or take what was built before, and upload it.
+def build_file(context: Context, recipe: str) -> Built:
+    """Build a recipe, or take what was built before; a raw disk in the cache.
 
     Raises:
         NotFound: no such recipe.
         ToolFailed: a package could not be had, or the build failed.
     """
-    built = build(recipe, context.home.recipes, progress=context.progress)
+    return build(recipe, context.home.recipes, progress=context.progress)
+
+
+def build_image(
+    context: Context, recipe: str, name: str, *, generation: Generation | None = None
+) -> Imported:
+    """Build a recipe, or take what was built before, and upload it as an image."""
+    built = build_file(context, recipe)
     request = ImageRequest(
         name=name,
         os_type=built.os_type,
         os_state=OsState.GENERALIZED,
-        generation=built.generation,
+        generation=generation or built.generations[0],
         label=built.name,
         description=built.description,
     )

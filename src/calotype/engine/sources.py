@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from calotype.disk.vhd import SizeRule
 from calotype.engine import names
 from calotype.engine.context import Context
 from calotype.engine.fetch import fetch, plain
@@ -30,6 +31,7 @@ class Upload:
         format: The disk format that the user declares; ``None``: found out.
         sha256: What the file must hash to (hex); required for a URL.
         caching: The host caching of the disk.
+        vhd_size: Whose word counts for a VHD's size: ``current`` (Azure's rule) or ``geometry``.
         allow_addresses: Networks that a URL may lead to although they are not public.
     """
 
@@ -38,6 +40,7 @@ class Upload:
     sha256: str | None = None
     caching: Caching = Caching.READ_WRITE
     allow_addresses: tuple[str, ...] = ()
+    vhd_size: SizeRule = "current"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

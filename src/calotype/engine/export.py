@@ -1,0 +1,115 @@
+"""From an image to a file that other systems read."""
+
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from calotype.disk.export import ExportFormat, azure_gate, parse_target, write
+from calotype.disk.ova_write import Machine, write_ova
+from calotype.engine import bases
+from calotype.engine.context import Context
+from calotype.errors import InvalidInput, NotFound
+from calotype.model import GIB, Generation, Image, ImageDisk
+
+_PACKED = (".gz", ".xz", ".zst")
+_BY_SUFFIX = {".img": "raw", ".vpc": "vhd"}
+_OVA = "ova"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A file that was written. ``azure`` lists what Azure's gate would refuse (fixed VHD only)."""
+
+    path: Path
+    format: str
+    size: int  # of the file, in bytes
+    virtual_size: int
+    azure: tuple[str, ...] | None = None
+
+
+def export_image(
+    context: Context,
+    name: str,
+    target: Path,
+    *,
+    format: str | None = None,  # noqa: A002 (the field's word)
+    lun: int | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write the OS disk of an image (or the data disk at ``lun``; as OVA: all disks) to a file.
+
+    Raises:
+        InvalidInput: no format is known for that name.
+        NotFound: the image has no such data disk.
+        Conflict: the file exists, and ``overwrite`` is not set.
+    """
+    image = context.catalog.image(name)
+    wanted = format or _format_of(target)
+    if wanted == _OVA:
+        return _export_ova(context, image, target, overwrite=overwrite)
+    kind, packing = parse_target(wanted)
+    disk = _disk_of(image, lun)
+    with context.operation() as operation:
+        own = kind in (ExportFormat.RAW, ExportFormat.VHD)
+        raw = None if own else bases.ensure(context, disk.index, operation.directory)
+        with closing(context.repository.open(disk.index)) as opened:
+            write(
+                opened,
+                target,
+                kind,
+                scratch=operation.directory,
+                packing=packing,
+                raw=raw,
+                overwrite=overwrite,
+                progress=context.progress,
+            )
+    context.drop_unused_bases()
+    azure = tuple(azure_gate(target)) if kind is ExportFormat.VHD and packing is None else None
+    return Exported(target, wanted, target.stat().st_size, disk.size, azure)
+
+
+def _export_ova(context: Context, image: Image, target: Path, *, overwrite: bool) -> Exported:
+    machine = Machine(
+        name=image.name,
+        vcpus=image.recommended.vcpus or 1,
+        memory=image.recommended.memory or GIB,
+        efi=image.generation is Generation.V2,
+        os_type=image.os_type.value,
+    )
+    with context.operation() as operation, ExitStack() as stack:
+        write_ova(
+            [
+                stack.enter_context(closing(context.repository.open(disk.index)))
+                for disk in image.disks
+            ],
+            target,
+            machine,
+            scratch=operation.directory,
+            raws=[bases.ensure(context, disk.index, operation.directory) for disk in image.disks],
+            overwrite=overwrite,
+            progress=context.progress,
+        )
+    context.drop_unused_bases()
+    return Exported(target, _OVA, target.stat().st_size, image.size)
+
+
+def _disk_of(image: Image, lun: int | None) -> ImageDisk:
+    if lun is None:
+        return image.os_disk
+    for disk in image.data_disks:
+        if disk.lun == lun:
+            return disk
+    luns = ", ".join(str(disk.lun) for disk in image.disks[1:]) or "none"
+    raise NotFound(f"image '{image.name}' has no data disk at LUN {lun}", hint=f"LUNs: {luns}")
+
+
+def _format_of(target: Path) -> str:
+    """The format that a file name promises: ``web.qcow2.xz`` is ``qcow2.xz``."""
+    packing = target.suffix if target.suffix in _PACKED else ""
+    suffix = Path(target.stem).suffix if packing else target.suffix
+    kind = _BY_SUFFIX.get(suffix, suffix.removeprefix("."))
+    if not kind:
+        raise InvalidInput(
+            f"'{target.name}' names no format", hint="end it in .vhd, or say --format"
+        )
+    return kind + packing
