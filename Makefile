@@ -1,0 +1,40 @@
+# The two commands: `make demo` and `make test`. Both set up what they need first.
+
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+# Some environments switch byte code off, which makes every start several times slower.
+unexport PYTHONDONTWRITEBYTECODE
+unexport VIRTUAL_ENV
+
+.PHONY: help setup demo test test-unit test-vm lint bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: ## Debian packages (asked for once) and the Python environment
+	@scripts/setup.sh
+
+demo: setup ## The main job, end to end: a disk image becomes a fleet of real VMs
+	@$(PYTHON) scripts/demo.py
+
+test: lint ## Lint, types, import order; unit, contract and VM tests
+	@$(PYTHON) -m pytest tests/unit tests/contract tests/vm
+
+test-unit: setup ## The tests without guests
+	@$(PYTHON) -m pytest tests/unit tests/contract
+
+test-vm: setup ## The tests with real guests
+	@$(PYTHON) -m pytest tests/vm
+
+lint: setup ## Style, types, import order
+	@.venv/bin/ruff check --quiet
+	@.venv/bin/ruff format --check --quiet
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-logo
+
+bench: setup ## Measure against qemu-img and restic
+	@$(PYTHON) bench/run.py
+
+clean: ## Remove what set-up and tests made (not Debian packages, not the cache of recipes)
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find src tests bench scripts -name __pycache__ -prune -exec rm -rf {} +
