@@ -167,10 +167,13 @@ def _descriptors(reader: _Reader, sb: _Super) -> Iterator[bytes]:
     blocks = -(-sb.groups // per_block)
     plain = min(blocks, sb.first_meta) if sb.meta else blocks
     left = sb.groups * sb.descriptor
-    spans = [((sb.first_block + 1) * sb.block, plain * sb.block)]
+    # The superblock is 1024 bytes in, whatever the first data block (0 with bigalloc) says.
+    after_super = 1024 // sb.block + 1
+    spans = [(after_super * sb.block, plain * sb.block)]
     for number in range(plain, blocks):
         group = number * per_block
         at = sb.first_block + group * sb.group_blocks + _has_super(sb, group)
+        at = at if group else after_super
         spans.append((at * sb.block, sb.block))
     for offset, length in spans:
         if offset + length > sb.blocks * sb.block:

@@ -15,7 +15,8 @@ _MOST = 4 << 20  # bytes written at once
 def materialize(disk: IndexDisk, path: Path, name: str, report: Callable[[int], None]) -> None:
     """Write the disk to ``path`` (mode 0600): to a temporary file first, fsynced, then renamed.
 
-    ``name`` is the Index's id; ``report`` gets bytes of the regions that are not all zero. A temporary file that a killed process left is taken over. When another
+    ``name`` is the Index's id; ``report`` gets bytes of the regions that are
+    not all zero. A temporary file that a killed process left is taken over. When another
     process is writing the same file, this waits for it and then has nothing to do.
     """
     part = path.with_name(f".{path.name}.{name[:16]}.part")

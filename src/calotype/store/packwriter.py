@@ -13,19 +13,12 @@ class PackWriter:
     """Puts frames of one kind and domain into packs. Safe to use from several threads at once."""
 
     def __init__(
-        self,
-        objects: ObjectStore,
-        kind: Kind,
-        domain: str,
-        on_sealed: Callable[[Pack], None],
-        *,
-        limit: int = SEALED_AT,
+        self, objects: ObjectStore, kind: Kind, domain: str, on_sealed: Callable[[Pack], None]
     ) -> None:
         self._objects = objects
         self._kind = kind
         self._domain = domain
         self._on_sealed = on_sealed
-        self._limit = limit
         self._lock = threading.Lock()
         self._open: _OpenPack | None = None
         self.stored_bytes = 0  # of everything appended, before footers
@@ -40,7 +33,7 @@ class PackWriter:
                 self._open = _OpenPack(self._objects.writer())
             self._open.append(frames)
             self.stored_bytes += sum(f.row.stored for f in frames)
-            if self._open.size >= self._limit:
+            if self._open.size >= SEALED_AT:
                 full, self._open = self._open, None
         if full is not None:
             self._seal(full)
