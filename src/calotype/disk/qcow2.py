@@ -97,7 +97,9 @@ def _header(window: Window, *, overlay: bool) -> _Header:
     if magic != MAGIC or version not in {2, 3}:
         raise DiskRefused(f"qcow2 version {version} is not known", hint=_CONVERT)
     if version == 3:
-        (incompatible,) = struct.unpack_from(">Q", raw, 72)
+        incompatible, _compatible, autoclear = struct.unpack_from(">QQQ", raw, 72)
+        if autoclear & ~1:  # bit 0: bitmaps; bit 1: the data are in another file
+            raise DiskRefused(f"qcow2 autoclear bits {autoclear:#x} are not known", hint=_CONVERT)
         (length,) = struct.unpack_from(">I", raw, 100)
         compression = raw[104] if length > 104 else 0
         if not 104 <= length <= 4096 or length % 8:
