@@ -89,7 +89,6 @@ find_uv() {
 get_uv() {
 	find_uv && return
 	say "fetching uv into .tools"
-	install_packages python3-venv >&2
 	rm -rf .tools/uv
 	/usr/bin/python3 -m venv .tools/uv
 	.tools/uv/bin/pip install --quiet --disable-pip-version-check "uv>=$OLDEST_UV" >&2 ||
@@ -114,6 +113,7 @@ check_machine
 mkdir -p .tools
 exec 9> .tools/lock
 flock 9 # two set-ups at once: one after the other
+find_uv > /dev/null || PACKAGES+=(python3-venv) # only to fetch uv
 install_packages "${PACKAGES[@]}"
 /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
 	die "/usr/bin/python3 is older than 3.11"
