@@ -39,9 +39,9 @@ write_files:
 runcmd:
   - |
     set -e
-    lun() {{ readlink -f /dev/disk/by-path/*-scsi-0:0:0:$1; }}
+    lun() {{ readlink -f "$(ls /dev/disk/by-path/*-scsi-0:0:0:$1 | tail -n 1)"; }}
     mkdir -p /srv/web /srv/notes
-    mkfs.ext4 -q -L web "$(lun WEB)" && mkfs.ext4 -q -L notes "$(lun NOTES)"
+    mkfs.ext4 -q -L web "$(lun 0)" && mkfs.ext4 -q -L notes "$(lun 1)"
     echo 'LABEL=web /srv/web ext4 defaults,nofail 0 2' >> /etc/fstab
     echo 'LABEL=notes /srv/notes ext4 defaults,nofail 0 2' >> /etc/fstab
     systemctl daemon-reload && mount /srv/web && mount /srv/notes
@@ -178,7 +178,7 @@ def customise(demo: Demo) -> Any:
     begin = time.monotonic()
     with demo.step("VM web1 with two data disks, customised by custom data"):
         custom = demo.home / "web1.yaml"
-        custom.write_text(CUSTOM_DATA.replace("WEB)", "0)").replace("NOTES)", "1)"))
+        custom.write_text(CUSTOM_DATA)
         vm = demo.calotype(
             *("vm", "create", "web1", "--image", "debian", "--admin-username", "wilma"),
             *("--custom-data", str(custom), "--forward", "0:8080"),

@@ -9,6 +9,7 @@ from calotype.cli.common import Common, session
 from calotype.cli.output import emit, plain
 from calotype.cli.output import size as show_size
 from calotype.engine.capture import Captured, CaptureRequest, capture_vm
+from calotype.guest import GeneralizeReport
 from calotype.model import OsState
 
 
@@ -131,5 +132,14 @@ def _explain(captured: Captured) -> None:
             f"{disk.ingested.new_chunks} new chunks, {show_size(disk.ingested.stored_bytes)} stored"
         )
     if captured.generalized is not None:
-        for line in captured.generalized.summary():
-            print(line)
+        _explain_generalized(captured.generalized)
+
+
+def _explain_generalized(report: GeneralizeReport) -> None:
+    edits = sum(len(step.edits) for step in report.steps)
+    print(
+        f"generalized a copy of {report.before.os_name}: {len(report.steps)} steps, {edits} changes, "
+        f"{show_size(report.wiped)} of deleted content overwritten; every check found nothing left"
+    )
+    for secret in report.secrets:
+        print(f"  kept, and yours to judge: {secret.path} ({secret.kind})")

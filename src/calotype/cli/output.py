@@ -102,7 +102,7 @@ def _tsv(data: Any) -> None:
 
 
 def _table(data: Any, columns: Columns | None) -> None:
-    console = Console()
+    console = _console()
     if isinstance(data, list) and all(isinstance(record, dict) for record in data):
         if not data:
             return
@@ -113,6 +113,12 @@ def _table(data: Any, columns: Columns | None) -> None:
     elif data is not None:
         for item in data if isinstance(data, list) else [data]:
             print(_cell(item))
+
+
+def _console() -> Console:
+    """Standard output; where it is no terminal, lines are as long as they need to be."""
+    console = Console()
+    return console if console.is_terminal else Console(width=400)
 
 
 def _print_rows(

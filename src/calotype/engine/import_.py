@@ -12,6 +12,7 @@ from calotype.engine import look, names
 from calotype.engine.context import Context
 from calotype.engine.sources import LocalFile, Upload, fetch_source, hashing
 from calotype.errors import Conflict, InvalidInput
+from calotype.guest import Inspection, inspect
 from calotype.model import (
     Architecture,
     Generation,
@@ -92,9 +93,9 @@ def import_image(
             if len(taken) > 1:
                 raise InvalidInput("an OVA cannot be one data disk")
             uploaded += taken
-        image = look.complete(
-            context, _image(context, request, uploaded), declared=request.os_state
-        )
+        with closing(context.repository.open(uploaded[0].disk.index)) as disk:
+            seen = inspect(disk)
+        image = look.settle(_image(request, uploaded, seen), request.os_state, seen)
         context.catalog.add_image(image)
     return Imported(image, tuple(item.ingested for item in uploaded))
 
@@ -155,7 +156,7 @@ def _take_in(context: Context, lun: int | None, upload: Upload, scratch: Path) -
     ]
 
 
-def _image(context: Context, request: ImageRequest, uploaded: list[_Uploaded]) -> Image:
+def _image(request: ImageRequest, uploaded: list[_Uploaded], seen: Inspection) -> Image:
     first = uploaded[0]
     return Image(
         id=names.new_id(),
@@ -165,7 +166,7 @@ def _image(context: Context, request: ImageRequest, uploaded: list[_Uploaded]) -
         os_disk=first.disk,
         data_disks=tuple(item.disk for item in uploaded[1:]),
         architecture=request.architecture,
-        generation=request.generation or _generation(context, first),
+        generation=request.generation or _generation(first.appliance, seen),
         label=request.label,
         family=request.family,
         description=request.description,
@@ -182,12 +183,11 @@ def _image(context: Context, request: ImageRequest, uploaded: list[_Uploaded]) -
     )
 
 
-def _generation(context: Context, os_disk: _Uploaded) -> Generation:
-    """What the OVA says, else what the partitions say."""
-    if os_disk.appliance is not None and os_disk.appliance.firmware is not None:
-        return Generation.V2 if os_disk.appliance.firmware == "efi" else Generation.V1
-    with closing(context.repository.open(os_disk.disk.index)) as disk:
-        return look.generation(disk)
+def _generation(appliance: Appliance | None, seen: Inspection) -> Generation:
+    """What the OVA says, else what the partitions say; BIOS where both would do."""
+    if appliance is not None and appliance.firmware is not None:
+        return Generation.V2 if appliance.firmware == "efi" else Generation.V1
+    return Generation.V2 if seen.generations == (Generation.V2,) else Generation.V1
 
 
 def _recommended(request: ImageRequest, appliance: Appliance | None) -> Recommended:
