@@ -1,1 +1,29 @@
-"""TBD."""
+"""What stands on a disk: looking into guests, and making their disks general."""
+
+from calotype.guest.generalize import GeneralizeReport, StepReport, generalize
+from calotype.guest.guest import Action, Edit, Guest, Stat, Tree
+from calotype.guest.inspect import Inspection, inspect
+from calotype.guest.locate import DiskMap, Filesystem, Partition, survey
+from calotype.guest.secrets import Secret
+from calotype.guest.steps import STEPS, SysprepStep, select
+
+__all__ = [
+    "STEPS",
+    "Action",
+    "DiskMap",
+    "Edit",
+    "Filesystem",
+    "GeneralizeReport",
+    "Guest",
+    "Inspection",
+    "Partition",
+    "Secret",
+    "Stat",
+    "StepReport",
+    "SysprepStep",
+    "Tree",
+    "generalize",
+    "inspect",
+    "select",
+    "survey",
+]

@@ -79,7 +79,7 @@ class Ext4:
     """
 
     def __init__(self, read_at: ReadAt, size: int) -> None:
-        self._read_at = read_at
+        self.read_at = read_at
         self._size = size
         raw = self._bytes(1024, 1024)
         (magic,) = struct.unpack_from("<H", raw, 56)
@@ -285,7 +285,7 @@ class Ext4:
     def _bytes(self, offset: int, length: int) -> bytes:
         if offset < 0 or offset + length > self._size:
             raise GuestError("the file system points outside itself")
-        return self._read_at(offset, length)
+        return self.read_at(offset, length)
 
 
 def _dirents(block: bytes) -> Iterator[Entry]:

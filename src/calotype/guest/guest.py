@@ -58,17 +58,12 @@ class Edit(NamedTuple):
     path: str
 
 
-class Guest(Protocol):
-    """A guest's tree of files. What is not there is ``None`` or empty, never an error.
+class Tree(Protocol):
+    """A guest's tree of files, to look at. What is not there is ``None`` or empty, never an error.
 
     Raises:
-        GuestError: from any method, when the guest cannot be read or changed.
+        GuestError: from any method, when the guest cannot be read.
     """
-
-    @property
-    def edits(self) -> list[Edit]:
-        """What was changed so far, in order."""
-        ...
 
     def stat(self, path: str) -> Stat | None:
         """What stands at a path; a symbolic link there is not followed."""
@@ -84,6 +79,23 @@ class Guest(Protocol):
 
     def real(self, path: str) -> str | None:
         """The path without symbolic links, where something is there."""
+        ...
+
+    def is_blank(self, path: str, keep: int) -> bool:
+        """Whether a file's content is zero from byte ``keep`` on."""
+        ...
+
+
+class Guest(Tree, Protocol):
+    """A guest's tree of files that can be changed.
+
+    Raises:
+        GuestError: from any method, when the guest cannot be changed.
+    """
+
+    @property
+    def edits(self) -> list[Edit]:
+        """What was changed so far, in order."""
         ...
 
     def remove(self, path: str) -> None:
@@ -105,23 +117,19 @@ class Guest(Protocol):
         """Overwrite a file's content, but for the first ``keep`` bytes, with zeros in place."""
         ...
 
-    def is_blank(self, path: str, keep: int) -> bool:
-        """Whether :meth:`blank` would change nothing."""
-        ...
 
-
-def is_dir(guest: Guest, path: str) -> bool:
+def is_dir(guest: Tree, path: str) -> bool:
     """Whether a directory stands at a path itself."""
     found = guest.stat(path)
     return found is not None and found.is_dir
 
 
-def text(guest: Guest, path: str) -> str:
+def text(guest: Tree, path: str) -> str:
     """A file as text (any bytes survive); nothing when it is not there."""
     return (guest.read(path) or b"").decode("utf-8", "surrogateescape")
 
 
-def lines(guest: Guest, path: str) -> list[str]:
+def lines(guest: Tree, path: str) -> list[str]:
     """The lines of a text file."""
     return text(guest, path).splitlines()
 
@@ -131,7 +139,7 @@ def join(directory: str, name: str) -> str:
     return f"{directory.rstrip('/')}/{name}"
 
 
-def walk(guest: Guest, path: str, *, depth: int = 64) -> Iterator[tuple[str, Stat]]:
+def walk(guest: Tree, path: str, *, depth: int = 64) -> Iterator[tuple[str, Stat]]:
     """Everything below a directory, each directory before what is in it; links are not followed."""
     for name in guest.list(path):
         inner = join(path, name)
@@ -143,7 +151,7 @@ def walk(guest: Guest, path: str, *, depth: int = 64) -> Iterator[tuple[str, Sta
             yield from walk(guest, inner, depth=depth - 1)
 
 
-def glob(guest: Guest, pattern: str) -> Iterator[str]:
+def glob(guest: Tree, pattern: str) -> Iterator[str]:
     """The paths that match a pattern, in order; ``*`` stays inside one name, dots are nothing special.
 
     Directories on the way may be links; what matches at the end is not followed.
@@ -167,5 +175,5 @@ def _is_magic(name: str) -> bool:
     return any(sign in name for sign in "*?[")
 
 
-def _matching(guest: Guest, base: str, pattern: str) -> list[str]:
+def _matching(guest: Tree, base: str, pattern: str) -> list[str]:
     return [n for n in guest.list(base or "/") if fnmatch.fnmatchcase(n, pattern)]

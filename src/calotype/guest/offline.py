@@ -79,6 +79,27 @@ class ExtGuest:
         place = self._resolve(path, follow=True)
         return None if place is None or place.inode is None else os.fsdecode(place.path)
 
+    def is_blank(self, path: str, keep: int) -> bool:
+        """Whether a file's content is zero from byte ``keep`` on."""
+        for at, length in self._content(path, keep):
+            for start in range(at, at + length, len(_ZEROS)):
+                count = min(len(_ZEROS), at + length - start)
+                if self.fs.read_at(start, count) != _ZEROS[:count]:
+                    return False
+        return True
+
+    def _content(self, path: str, keep: int) -> Iterator[tuple[int, int]]:
+        """(offset, length) in the file system of a file's blocks from byte ``keep`` on."""
+        place = self._resolve(path, follow=True)
+        inode = self._inode(place.inode) if place is not None and place.inode is not None else None
+        if inode is None or not stat.S_ISREG(inode.mode):
+            return
+        block = self.fs.block
+        for run in self.fs.runs(inode):
+            skip = max(0, keep - run.logical * block)
+            if run.written and skip < run.blocks * block:
+                yield run.physical * block + skip, run.blocks * block - skip
+
     def _resolve(self, path: str, *, follow: bool) -> _Place | None:
         """Walk a path from the root; None where a directory on the way is missing."""
         parts = os.fsencode(path).split(b"/")[::-1]
@@ -197,18 +218,10 @@ class OfflineGuest(ExtGuest):
 
     def blank(self, path: str, keep: int) -> None:
         """Overwrite a file's content, but for the first ``keep`` bytes, with zeros in place."""
+        self.flush()
         for at, length in self._content(path, keep):
             zero(self._fd, at, length)
         self._log(Action.BLANKED, path)
-
-    def is_blank(self, path: str, keep: int) -> bool:
-        """Whether :meth:`blank` would change nothing."""
-        for at, length in self._content(path, keep):
-            for start in range(at, at + length, len(_ZEROS)):
-                count = min(len(_ZEROS), at + length - start)
-                if os.pread(self._fd, count, start) != _ZEROS[:count]:
-                    return False
-        return True
 
     def flush(self) -> None:
         """Carry out what is queued.
@@ -229,21 +242,6 @@ class OfflineGuest(ExtGuest):
         if self._stale:
             self.flush()
         return super()._resolve(path, follow=follow)
-
-    def _content(self, path: str, keep: int) -> Iterator[tuple[int, int]]:
-        """(offset, length) in the raw file of a file's blocks from byte ``keep`` on."""
-        place = self._resolve(path, follow=True)
-        self.flush()
-        if place is None or place.inode is None:
-            return
-        inode = self._inode(place.inode)
-        if not stat.S_ISREG(inode.mode):
-            return
-        block = self.fs.block
-        for run in self.fs.runs(inode):
-            skip = max(0, keep - run.logical * block)
-            if run.written and skip < run.blocks * block:
-                yield run.physical * block + skip, run.blocks * block - skip
 
     def _empty(self, place: _Place, inode: Inode) -> bool:
         entries = self._entries(inode.number)

@@ -1,0 +1,66 @@
+"""The account files: who is a person, and who is part of the system."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from calotype.guest.guest import Guest, Tree, lines
+
+#: The user ids that distributions give to people.
+PEOPLE = range(1000, 60000)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A row of ``/etc/passwd``."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+
+    @property
+    def is_person(self) -> bool:
+        """Whether a human being, or provisioning, made it."""
+        return self.uid in PEOPLE
+
+
+def accounts(guest: Tree) -> list[Account]:
+    """The rows of ``/etc/passwd`` that make sense."""
+    found = []
+    for line in lines(guest, "/etc/passwd"):
+        fields = line.split(":")
+        if len(fields) >= 7 and fields[2].isdecimal() and fields[3].isdecimal():
+            found.append(Account(fields[0], int(fields[2]), int(fields[3]), fields[5]))
+    return found
+
+
+def rows(guest: Tree, path: str) -> list[list[str]]:
+    """The rows of a file of fields between colons, comments and included directories left out."""
+    return [line.split(":") for line in lines(guest, path) if line and line[0] not in "#+-"]
+
+
+def edit_lines(guest: Guest, path: str, change: Callable[[str], str | None]) -> None:
+    """Pass each line of a file through ``change`` (None drops it); written only when one differs."""
+    content = guest.read(path)
+    if content is None:
+        return
+    before = content.decode("utf-8", "surrogateescape").splitlines(keepends=True)
+    after = []
+    for line in before:
+        changed = change(line.rstrip("\r\n"))
+        if changed is not None:
+            after.append(changed + line[len(line.rstrip("\r\n")) :])
+    if after != before:
+        guest.write(path, "".join(after).encode("utf-8", "surrogateescape"))
+
+
+def edit_rows(guest: Guest, path: str, change: Callable[[list[str]], Iterable[str] | None]) -> None:
+    """As :func:`edit_lines` for rows of fields; comments and NIS rows stay as they are."""
+
+    def line(text: str) -> str | None:
+        if not text or text[0] in "#+-":
+            return text
+        fields = change(text.split(":"))
+        return None if fields is None else ":".join(fields)
+
+    edit_lines(guest, path, line)

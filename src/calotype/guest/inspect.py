@@ -1,0 +1,192 @@
+"""What stands on a disk: the system, its users, and the evidence of the state that it is in."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from calotype.disk.base import Disk
+from calotype.errors import GuestError
+from calotype.guest.accounts import PEOPLE, accounts, rows
+from calotype.guest.guest import Tree, glob, lines, text
+from calotype.guest.locate import BIOS_BOOT, ESP, DiskMap, Filesystem, find_root, survey
+from calotype.model import Architecture, Generation, OsState, OsType
+
+_ELF = {62: Architecture.X64, 183: Architecture.ARM64}
+_SHELLS = ("/bin/sh", "/usr/bin/sh", "/bin/bash", "/bin/busybox", "/sbin/init")
+_WINDOWS = {Filesystem.NTFS, Filesystem.BITLOCKER}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What was found; fields are empty where nothing was.
+
+    ``evidence`` gives the reasons for ``os_state``: what makes the disk one machine (specialized). It is
+    empty for a generalized one. ``stale`` says that the journal was not replayed, so that the newest
+    changes are not seen.
+    """
+
+    os_type: OsType | None = None
+    os_id: str = ""
+    os_like: tuple[str, ...] = ()
+    os_name: str = ""
+    os_version: str = ""
+    hostname: str = ""
+    architecture: Architecture | None = None
+    generations: tuple[Generation, ...] = ()
+    machine_id: str = ""
+    users: tuple[str, ...] = ()
+    passwords: tuple[str, ...] = ()
+    host_keys: tuple[str, ...] = ()
+    cloud_init_instances: tuple[str, ...] = ()
+    cloud_init: bool = False
+    waagent: bool = False
+    guest_agent: bool = False
+    packages: int = 0
+    kernels: tuple[str, ...] = ()
+    mounts: tuple[tuple[str, str], ...] = ()
+    time_zone: str = ""
+    os_state: OsState | None = None
+    evidence: tuple[str, ...] = ()
+    stale: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def distribution(self) -> frozenset[str]:
+        """The identifiers of the distribution and of those that it is like."""
+        return frozenset(filter(None, (self.os_id, *self.os_like)))
+
+
+def inspect(disk: Disk) -> Inspection:
+    """Look into an OS disk; what cannot be looked into is noted, and never an error."""
+    found = survey(disk)
+    try:
+        _, guest = find_root(disk, found)
+    except GuestError as error:
+        windows = any(p.filesystem in _WINDOWS for p in found.partitions)
+        return Inspection(
+            os_type=OsType.WINDOWS if windows else None,
+            generations=generations(found),
+            notes=(error.message,),
+        )
+    try:
+        return inspect_guest(guest, found, stale=guest.fs.needs_recovery)
+    except GuestError as error:
+        return Inspection(
+            os_type=OsType.LINUX, generations=generations(found), notes=(error.message,)
+        )
+
+
+def inspect_guest(guest: Tree, found: DiskMap, *, stale: bool = False) -> Inspection:
+    """Look into a guest whose disk has this map."""
+    release = dict(_release(guest))
+    evidence = tuple(_evidence(guest))
+    return Inspection(
+        os_type=OsType.LINUX,
+        os_id=release.get("ID", ""),
+        os_like=tuple(release.get("ID_LIKE", "").split()),
+        os_name=release.get("PRETTY_NAME", release.get("NAME", "")),
+        os_version=release.get("VERSION_ID", ""),
+        hostname=text(guest, "/etc/hostname").strip(),
+        architecture=_architecture(guest),
+        generations=generations(found),
+        machine_id=_machine_id(guest),
+        users=_people(guest),
+        passwords=_passwords(guest),
+        host_keys=tuple(_host_keys(guest)),
+        cloud_init_instances=tuple(guest.list("/var/lib/cloud/instances")),
+        cloud_init=guest.stat("/usr/bin/cloud-init") is not None,
+        waagent=guest.stat("/usr/sbin/waagent") is not None,
+        guest_agent=guest.stat("/usr/sbin/qemu-ga") is not None,
+        packages=_packages(guest),
+        kernels=tuple(path.removeprefix("/boot/vmlinuz-") for path in _kernels(guest)),
+        mounts=tuple(_mounts(guest)),
+        time_zone=_time_zone(guest),
+        os_state=OsState.SPECIALIZED if evidence else OsState.GENERALIZED,
+        evidence=evidence,
+        stale=stale,
+    )
+
+
+def generations(found: DiskMap) -> tuple[Generation, ...]:
+    """The firmware that the disk can start from, as far as its partitions tell."""
+    kinds = found.kinds()
+    bios = BIOS_BOOT in kinds or (found.table == "mbr" and found.boot_code)
+    uefi = ESP in kinds or "ef" in kinds
+    return (Generation.V1,) * bios + (Generation.V2,) * uefi
+
+
+def _evidence(guest: Tree) -> Iterator[str]:
+    """What only one machine has."""
+    if _machine_id(guest):
+        yield "the machine-id is set"
+    for path in _host_keys(guest):
+        yield f"the host key {path} is there"
+    for name in _people(guest):
+        yield f"the user {name} exists"
+    for name in _passwords(guest):
+        yield f"{name} has a password"
+    for name in guest.list("/var/lib/cloud/instances"):
+        yield f"cloud-init provisioned the instance {name}"
+    if guest.stat("/var/lib/waagent/provisioned") is not None:
+        yield "the Azure Linux Agent provisioned it"
+    if guest.list("/var/log/journal"):
+        yield "there is a journal of a machine"
+
+
+def _release(guest: Tree) -> Iterator[tuple[str, str]]:
+    found = text(guest, "/etc/os-release") or text(guest, "/usr/lib/os-release")
+    for match in re.finditer(r"""^(\w+)=["']?([^"'\n]*)["']?$""", found[:65536], re.MULTILINE):
+        yield match[1], match[2]
+
+
+def _machine_id(guest: Tree) -> str:
+    found = text(guest, "/etc/machine-id").strip()
+    return "" if found == "uninitialized" else found
+
+
+def _people(guest: Tree) -> tuple[str, ...]:
+    return tuple(account.name for account in accounts(guest) if account.uid in PEOPLE)
+
+
+def _passwords(guest: Tree) -> tuple[str, ...]:
+    hashes = (r for r in rows(guest, "/etc/shadow") if len(r) > 1 and r[1][:1] in ("$", "_"))
+    return tuple(row[0] for row in hashes)
+
+
+def _host_keys(guest: Tree) -> Iterator[str]:
+    for pattern in ("/etc/ssh/ssh_host_*_key", "/etc/dropbear/dropbear_*_host_key"):
+        yield from glob(guest, pattern)
+
+
+def _packages(guest: Tree) -> int:
+    dpkg = guest.read("/var/lib/dpkg/status", 256 << 20)
+    if dpkg:
+        return dpkg.count(b"\nStatus: install ok installed\n")
+    apk = guest.read("/lib/apk/db/installed", 256 << 20) or b""
+    return (b"\n" + apk).count(b"\nP:")
+
+
+def _kernels(guest: Tree) -> list[str]:
+    return list(glob(guest, "/boot/vmlinuz-*"))
+
+
+def _mounts(guest: Tree) -> Iterator[tuple[str, str]]:
+    """(mount point, device) of each line of fstab."""
+    for line in lines(guest, "/etc/fstab"):
+        fields = line.partition("#")[0].split()
+        if len(fields) >= 3:
+            yield fields[1], fields[0]
+
+
+def _time_zone(guest: Tree) -> str:
+    real = guest.real("/etc/localtime") or ""
+    _, sign, zone = real.partition("/usr/share/zoneinfo/")
+    return zone if sign else text(guest, "/etc/timezone").strip()
+
+
+def _architecture(guest: Tree) -> Architecture | None:
+    for path in _SHELLS:
+        head = guest.read(path, 20) or b""
+        if head[:4] == b"\x7fELF" and head[4:6] == b"\x02\x01":
+            return _ELF.get(int.from_bytes(head[18:20], "little"))
+    return None

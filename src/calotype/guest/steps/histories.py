@@ -1,0 +1,36 @@
+"""Histories in the homes of system accounts (a database's, a web server's)."""
+
+from collections.abc import Iterator
+
+from calotype.guest.accounts import accounts
+from calotype.guest.guest import Guest, Tree, glob, join
+from calotype.guest.steps.step import SysprepStep
+
+_PATTERNS = (".*_history", ".lesshst", ".viminfo", ".wget-hsts", ".sudo_as_admin_successful")
+
+
+def perform(guest: Guest) -> None:
+    """Remove them."""
+    for path in list(_histories(guest)):
+        guest.remove(path)
+
+
+def check(guest: Tree) -> list[str]:
+    """Those that are there."""
+    return [f"{path} is there" for path in _histories(guest)]
+
+
+def _histories(guest: Tree) -> Iterator[str]:
+    homes = {account.home for account in accounts(guest) if account.home.startswith("/")}
+    for home in sorted(homes | {"/root", "/etc/skel", "/"}):
+        for pattern in _PATTERNS:
+            yield from glob(guest, join(home, pattern))
+
+
+STEP = SysprepStep(
+    name="histories",
+    heading="Command histories of all accounts",
+    order=180,
+    perform=perform,
+    check=check,
+)

@@ -1,0 +1,67 @@
+"""Configuration bound to one network card, and stored connections with their secrets."""
+
+from collections.abc import Iterator
+from functools import partial
+
+from calotype.guest.accounts import edit_lines
+from calotype.guest.guest import Guest, Tree, glob, lines
+from calotype.guest.steps.step import SysprepStep
+
+_REMOVE = (
+    "/etc/udev/rules.d/*persistent-net*.rules",
+    "/etc/udev/rules.d/*persistent-cd*.rules",
+    "/etc/NetworkManager/system-connections/*",
+    "/etc/sysconfig/hwconf",
+)
+#: Lines that name a card by its address: (files, beginnings without spaces, small letters).
+_BOUND = (
+    ("/etc/udev/rules.d/*.rules", "attr{address}=="),
+    ("/etc/network/interfaces", "hwaddress"),
+    ("/etc/network/interfaces.d/*", "hwaddress"),
+    ("/etc/systemd/network/*", "macaddress="),
+    ("/etc/systemd/network/*", "permanentmacaddress="),
+    ("/etc/sysconfig/network-scripts/ifcfg-*", "hwaddr="),
+    ("/etc/sysconfig/network/ifcfg-*", "lladdr="),
+)
+
+
+def perform(guest: Guest) -> None:
+    """Remove profiles and bindings."""
+    for path in list(_profiles(guest)):
+        guest.remove(path)
+    for pattern, sign in _BOUND:
+        for path in list(glob(guest, pattern)):
+            edit_lines(guest, path, partial(_unless_bound, sign))
+
+
+def check(guest: Tree) -> list[str]:
+    """Profiles and bindings that are there."""
+    left = [f"{path} is there" for path in _profiles(guest)]
+    for pattern, sign in _BOUND:
+        for path in glob(guest, pattern):
+            bound = any(_binds(line, sign) for line in lines(guest, path))
+            left += [f"{path} names a card by its address"] if bound else []
+    return left
+
+
+def _profiles(guest: Tree) -> Iterator[str]:
+    for pattern in _REMOVE:
+        yield from glob(guest, pattern)
+
+
+def _unless_bound(sign: str, line: str) -> str | None:
+    return None if _binds(line, sign) else line
+
+
+def _binds(line: str, sign: str) -> bool:
+    packed = "".join(line.split()).lower()
+    return not packed.startswith("#") and sign in packed
+
+
+STEP = SysprepStep(
+    name="network-profiles",
+    heading="Rules bound to a network card, and stored connections",
+    order=380,
+    perform=perform,
+    check=check,
+)

@@ -1,0 +1,46 @@
+"""Passwords of the accounts that stay, root's first: locked."""
+
+from calotype.guest.accounts import edit_rows, rows
+from calotype.guest.guest import Guest, Tree
+from calotype.guest.steps.step import SysprepStep
+
+#: Files that keep passwords of old, each emptied.
+_STORES = ("/etc/security/opasswd", "/var/cache/debconf/passwords.dat")
+
+
+def perform(guest: Guest) -> None:
+    """Lock every password."""
+    for path in ("/etc/passwd", "/etc/shadow", "/etc/gshadow"):
+        edit_rows(guest, path, lambda row: [row[0], "*", *row[2:]] if _opens(row) else row)
+    for path in _STORES:
+        if guest.read(path, 1):
+            guest.truncate(path)
+
+
+def check(guest: Tree) -> list[str]:
+    """Accounts with a password, or with none at all."""
+    left = [
+        f"{path} has a password of {row[0]}"
+        for path in ("/etc/passwd", "/etc/shadow", "/etc/gshadow")
+        for row in rows(guest, path)
+        if _opens(row)
+    ]
+    return left + [f"{path} is not empty" for path in _STORES if guest.read(path, 1)]
+
+
+def _opens(row: list[str]) -> bool:
+    """Whether the second field is a hash (a locked one is still a hash) or lets anybody in."""
+    if len(row) < 4:
+        return False
+    secret = row[1]
+    empty_in_shadow = not secret and len(row) > 7
+    return empty_in_shadow or len(secret.lstrip("!*x")) > 1
+
+
+STEP = SysprepStep(
+    name="passwords",
+    heading="Passwords of root and of system accounts (locked)",
+    order=120,
+    perform=perform,
+    check=check,
+)

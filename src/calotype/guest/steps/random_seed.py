@@ -1,0 +1,16 @@
+"""Saved randomness: the same seed in two clones is no randomness."""
+
+from calotype.guest.steps.step import clearing
+
+STEP = clearing(
+    name="random-seed",
+    heading="Seeds of the random number generator",
+    order=260,
+    remove=(
+        "/var/lib/systemd/random-seed",
+        "/var/lib/urandom/random-seed",
+        "/var/lib/random-seed",
+        "/var/lib/seedrng/seed.*",
+        "/var/lib/misc/random-seed",
+    ),
+)

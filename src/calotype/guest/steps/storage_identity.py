@@ -1,0 +1,36 @@
+"""The names under which the machine logs in to storage: iSCSI's initiator, NVMe's host."""
+
+from calotype.guest.guest import Guest, Tree, glob, lines
+from calotype.guest.steps.step import SysprepStep
+
+_INITIATOR = "/etc/iscsi/initiatorname.iscsi"
+#: Tells Debian's open-iscsi to make a name at its next start.
+_MAKE_ONE = b"GenerateName=yes\n"
+_NVME = ("/etc/nvme/hostnqn", "/etc/nvme/hostid")
+
+
+def perform(guest: Guest) -> None:
+    """Forget the names."""
+    if _initiators(guest):
+        guest.write(_INITIATOR, _MAKE_ONE)
+    for path in _NVME:
+        guest.remove(path)
+
+
+def check(guest: Tree) -> list[str]:
+    """Names that are set."""
+    left = [f"{_INITIATOR} says {name}" for name in _initiators(guest)]
+    return left + [f"{path} is there" for pattern in _NVME for path in glob(guest, pattern)]
+
+
+def _initiators(guest: Tree) -> list[str]:
+    return [line for line in lines(guest, _INITIATOR) if line.startswith("InitiatorName=")]
+
+
+STEP = SysprepStep(
+    name="storage-identity",
+    heading="Names for iSCSI and NVMe storage",
+    order=520,
+    perform=perform,
+    check=check,
+)

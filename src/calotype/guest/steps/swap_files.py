@@ -1,0 +1,43 @@
+"""What was swapped out: the pages in swap files, not the files themselves."""
+
+from collections.abc import Iterator
+
+from calotype.guest.guest import Guest, Tree, lines
+from calotype.guest.steps.step import SysprepStep
+
+#: A swap file's first page says what it is.
+PAGE = 4096
+
+
+def perform(guest: Guest) -> None:
+    """Overwrite the pages."""
+    for path in _swap_files(guest):
+        if not guest.is_blank(path, PAGE):
+            guest.blank(path, PAGE)
+
+
+def check(guest: Tree) -> list[str]:
+    """Swap files that hold something."""
+    left = [path for path in _swap_files(guest) if not guest.is_blank(path, PAGE)]
+    return [f"{path} holds swapped pages" for path in left]
+
+
+def _swap_files(guest: Tree) -> Iterator[str]:
+    named = {"/swapfile", "/swap.img", "/swap", "/var/swap", "/var/swapfile", "/swapfile.sys"}
+    for line in lines(guest, "/etc/fstab"):
+        fields = line.split()
+        if len(fields) > 2 and fields[2] == "swap" and fields[0].startswith("/"):
+            named.add(fields[0])
+    for path in sorted(named):
+        found = guest.stat(path)
+        if found is not None and found.is_file:
+            yield path
+
+
+STEP = SysprepStep(
+    name="swap-files",
+    heading="Contents of swap files",
+    order=460,
+    perform=perform,
+    check=check,
+)
