@@ -185,6 +185,39 @@ def test_writing_the_same_bytes_again_changes_nothing():
     assert again.stored_bytes == 0
 
 
+@settings(max_examples=50, deadline=None)
+@given(CONTENTS, st.lists(st.tuples(st.integers(0, 3 * MIB), st.integers(0, MIB)), max_size=4))
+def test_extents_that_are_said_to_be_zero_are_not_read(content, cleared):
+    repository = fresh()
+    base = repository.ingest(MemoryDisk(content.make())).index
+    now = bytearray(content.make())
+    changed = []
+    for start, length in cleared:
+        end = min(start + length, len(now))
+        if start < end:
+            now[start:end] = bytes(end - start)
+            changed.append(Extent(start, end - start, zero=True))
+    disk = MemoryDisk(bytes(now))
+    taken = repository.ingest(disk, base=base, changed=changed)
+    assert whole(repository, taken.index) == bytes(now)
+    assert taken.bytes_read == sum(e - s for s, e in disk.read) <= 2 * 4096 * len(changed)
+
+
+def test_a_huge_discard_costs_nothing():
+    class Huge(MemoryDisk):
+        def __init__(self) -> None:
+            super().__init__(POOL[0] + bytes(4096))
+            self.size = 1 << 40
+
+    repository = Repository.create(MemoryStore())
+    zero = Extent(8192, (1 << 40) - 8192, zero=True)
+    taken = repository.ingest(Huge(), changed=[Extent(0, 8192, zero=False), zero])
+    assert (taken.size, taken.bytes_read) == (1 << 40, 8192)
+    disk = repository.open(taken.index)
+    assert read(disk, 0, 8192) == POOL[0][:8192]
+    assert [e.zero for e in disk.extents()] == [False, True]
+
+
 def test_zeros_written_over_data_become_a_hole():
     data = POOL[0] * 4
     repository = fresh()

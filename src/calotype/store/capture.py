@@ -13,16 +13,20 @@ from calotype.store.digest import Bytes32, Ints, as_rows
 from calotype.store.index import Leaf, Rows
 from calotype.store.ingest import WINDOW
 from calotype.store.intake import Worker
-from calotype.store.source import Source
+from calotype.store.source import Runs, Source
 
 BLOCK = 4096  # bytes; the granularity of what counts as changed
 
 
 class RegionCapture:
-    """Turns a base's regions and what changed in them into leaves. One for each worker; not shared."""
+    """Turns a base's regions and what changed in them into leaves. One for each worker; not shared.
 
-    def __init__(self, source: Source, grid: int, worker: Worker) -> None:
+    ``dirty`` is what changed, in whole blocks; ``source`` reads what of it is not known to be zero.
+    """
+
+    def __init__(self, source: Source, dirty: Runs, grid: int, worker: Worker) -> None:
         self._source = source
+        self._dirty = dirty
         self._grid = grid
         self._worker = worker
         self._view = memoryview(bytearray(WINDOW))
@@ -30,8 +34,9 @@ class RegionCapture:
     def leaf(self, start: int, end: int, base: Leaf | None) -> Leaf | None:
         """The leaf of the region ``[start, end)``; None when it is all zero now."""
         old = Rows.of(base) if base is not None else Rows.none()
-        firsts, lasts = self._source.runs.within(start, end)
+        firsts, lasts = self._dirty.within(start, end)
         parts = [old.without(firsts - start, lasts - start)]
+        firsts, lasts = self._source.runs.within(start, end)
         for first, last in zip((firsts - start).tolist(), (lasts - start).tolist(), strict=True):
             for at in range(first, last, WINDOW):
                 parts += self._window(start, at, min(at + WINDOW, last), old)

@@ -82,8 +82,9 @@ class Repository:
     ) -> Ingested:
         """Take a disk in; when this returns, its Index survives a power cut.
 
-        With ``changed`` only those bytes are read (in whole 4 KiB blocks): everything else is as in
-        ``base``, or zero without one. The disk may be larger than the base's.
+        With ``changed`` only those bytes are read (in whole 4 KiB blocks, and not those that are said to
+        be zero): everything else is as in ``base``, or zero without one. The disk may be larger than the
+        base's.
 
         Raises:
             InvalidInput: ``changed`` or the size do not fit, or ``base`` is of another domain.
@@ -126,7 +127,8 @@ class Repository:
             return lambda region: ingest.leaf(*self._span(region, disk.size))
 
         with progress.phase("Store", source.runs.total) as report:
-            return self._leaves(source, intake, maker, report)
+            regions = source.runs.spans(chunking.region)
+            return self._leaves(source, regions, intake, maker, report)
 
     def _changed(
         self,
@@ -137,7 +139,8 @@ class Repository:
         progress: Progress,
     ) -> tuple[dict[int, bytes], Counts]:
         chunking = self._config.chunking
-        source = Source(disk, block_runs(changed, disk.size, BLOCK))
+        dirty, data = block_runs(changed, disk.size, BLOCK)
+        source = Source(disk, data)
         old = self._root(base) if base is not None else None
         reader = self._leaf_reader(old) if old is not None else None
         if old is not None and (old.size > disk.size or old.region != chunking.region):
@@ -146,7 +149,7 @@ class Repository:
             raise InvalidInput("the base belongs to another dedup domain")
 
         def maker(worker: Worker) -> LeafMaker:
-            capture = RegionCapture(source, chunking.grid, worker)
+            capture = RegionCapture(source, dirty, chunking.grid, worker)
 
             def leaf(region: int) -> Leaf | None:
                 before = reader.leaf(region) if reader is not None else None
@@ -154,20 +157,22 @@ class Repository:
 
             return leaf
 
+        regions = dirty.spans(chunking.region)
         with progress.phase("Store", source.runs.total) as report:
-            fresh, counts = self._leaves(source, intake, maker, report)
-        rewritten = set(source.runs.spans(chunking.region))
+            fresh, counts = self._leaves(source, regions, intake, maker, report)
+        rewritten = set(regions)
         kept = {r: d for r, d in old.leaves.items() if r not in rewritten} if old else {}
         return kept | fresh, counts
 
     def _leaves(
         self,
         source: Source,
+        regions: Sequence[int],
         intake: Intake,
         maker: Callable[[Worker], LeafMaker],
         report: Callable[[int], None],
     ) -> tuple[dict[int, bytes], Counts]:
-        """The leaves of all regions that hold bytes to read, made by several threads."""
+        """The leaves of these regions that are not all zero, made by several threads."""
         found: dict[int, bytes] = {}
         counts = Counts()
         lock = threading.Lock()
@@ -187,7 +192,7 @@ class Repository:
             with lock:
                 counts.add(worker.counts)
 
-        spread(source.runs.spans(self._config.chunking.region), work)
+        spread(regions, work)
         return found, counts
 
     def _span(self, region: int, size: int) -> tuple[int, int]:

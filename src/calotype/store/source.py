@@ -64,26 +64,51 @@ def data_runs(disk: Disk) -> Runs:
     return _runs(starts, ends)
 
 
-def block_runs(changed: Iterable[Extent], size: int, block: int) -> Runs:
-    """The runs of whole blocks that hold the changed bytes, inside a disk of ``size`` bytes.
+def block_runs(changed: Iterable[Extent], size: int, block: int) -> tuple[Runs, Runs]:
+    """The whole blocks that hold changed bytes, and those among them that need to be read.
+
+    A block inside an extent that is known to be zero does not. ``size`` is the disk's.
 
     Raises:
         InvalidInput: an extent lies outside the disk.
     """
-    starts, ends = array("q"), array("q")
+    dirty, data = _Joiner(block, size), _Joiner(block, size)
     for extent in sorted(changed):
         if extent.offset < 0 or extent.length < 0 or extent.end > size:
             raise InvalidInput("a changed extent lies outside the disk")
-        if not extent.length:
-            continue
-        start = extent.offset // block * block
-        end = min(-(-extent.end // block) * block, size)
-        if ends and start <= ends[-1]:
-            ends[-1] = max(ends[-1], end)
+        dirty.add(extent.offset, extent.end)
+        if extent.zero:
+            first = -(-extent.offset // block) * block
+            last = extent.end if extent.end == size else extent.end // block * block
+            if first < last:
+                data.add(extent.offset, first)
+                data.add(last, extent.end)
+                continue
+        data.add(extent.offset, extent.end)
+    return dirty.runs(), data.runs()
+
+
+class _Joiner:
+    """Joins spans that come in ascending order into runs of whole blocks."""
+
+    def __init__(self, block: int, size: int) -> None:
+        self._block = block
+        self._size = size
+        self._starts, self._ends = array("q"), array("q")
+
+    def add(self, first: int, last: int) -> None:
+        if first >= last:
+            return
+        start = first // self._block * self._block
+        end = min(-(-last // self._block) * self._block, self._size)
+        if self._ends and start <= self._ends[-1]:
+            self._ends[-1] = max(self._ends[-1], end)
         else:
-            starts.append(start)
-            ends.append(end)
-    return _runs(starts, ends)
+            self._starts.append(start)
+            self._ends.append(end)
+
+    def runs(self) -> Runs:
+        return _runs(self._starts, self._ends)
 
 
 class Source:
