@@ -197,6 +197,9 @@ class WritableView:
     def partition(self, offset: int, size: int) -> Iterator[Path]:
         """``size`` bytes at ``offset`` as a writable file of their own, one such part at a time.
 
+        Its bytes are right, its holes are not: what the overlay lacks is told as a hole (QEMU looks
+        through one node only). Ask ``path`` for holes.
+
         Raises:
             InvalidInput: it reaches past the end of the disk, or another part is open.
         """

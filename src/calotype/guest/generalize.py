@@ -94,7 +94,7 @@ def generalize(
             steps = _perform(guest, chosen, progress, dry_run=dry_run)
             notes = _notes(before)
             kept = tuple(secrets(guest))
-        wiped, state = (0, "not changed") if dry_run else _finish(path, progress)
+        wiped, state = (0, "not changed") if dry_run else _finish(view, root, path, progress)
     if not dry_run:
         _wipe_swap(view, found)
     return GeneralizeReport(
@@ -156,11 +156,11 @@ def _perform(
     return reports
 
 
-def _finish(path: Path, progress: Progress) -> tuple[int, str]:
+def _finish(view: WritableView, root: Partition, path: Path, progress: Progress) -> tuple[int, str]:
     """Erase what was deleted, here and before; the file system must be clean then."""
     with progress.phase("erasing deleted files", None):
         tools.repair(path, directories=True)
-        wiped = wipe(path)
+        wiped = wipe(path, view.path, root.offset)
     with progress.phase("checking the file system", None):
         return wiped, tools.verify(path)
 

@@ -23,11 +23,14 @@ _FREE_INODES = re.compile(rb"^  Free inodes:(.*)$")
 _JOURNAL_MAGIC = 0xC03B3998
 
 
-def wipe(path: Path) -> int:
+def wipe(path: Path, disk: Path, offset: int) -> int:
     """Zero the free blocks, the free inodes and the journal of a clean file system.
 
     Args:
         path: a file that holds one ext4 file system, checked and not in use.
+        disk: a file that knows the holes of what ``path`` shows: the whole disk (a view's partition
+            has the right bytes, but takes all that its overlay lacks for holes), or ``path`` itself.
+        offset: where in ``disk`` the file system begins.
 
     Returns:
         The number of bytes that were overwritten (what was a hole before is not counted).
@@ -39,21 +42,23 @@ def wipe(path: Path) -> int:
     if listing.returncode != 0:
         raise GuestError("the guest's file system cannot be listed")
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    holes = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size
         fs = Ext4(lambda at, length: os.pread(fd, length, at), size)
         if fs.needs_recovery:
             raise GuestError("the file system's journal was not replayed")
         wiped = 0
-        for offset, length in [*_free(fs, listing.stdout), *_journal(fs, fd)]:
-            if offset < fs.block or offset + length > fs.blocks * fs.block:
+        for start, length in [*_free(fs, listing.stdout), *_journal(fs, fd)]:
+            if start < fs.block or start + length > fs.blocks * fs.block:
                 raise GuestError("the guest's file system lists free space outside itself")
-            for at, count in _data(fd, offset, offset + length):
-                zero(fd, at, count)
+            for at, count in _data(holes, offset + start, offset + start + length):
+                zero(fd, at - offset, count)
                 wiped += count
         os.fsync(fd)
         return wiped
     finally:
+        os.close(holes)
         os.close(fd)
 
 
