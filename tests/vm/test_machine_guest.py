@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import re
 import signal
 import socket
@@ -9,12 +10,15 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from calotype.errors import Conflict, GuestError, NotAllowed, NotFound, TimedOut
-from calotype.machine import Agent, DiskSpec, MachineSpec, QemuDriver, ssh
+from calotype.errors import Conflict, GuestError, NotAllowed, NotFound, TimedOut, ToolFailed
+from calotype.machine import Agent, DiskSpec, MachineSpec, NbdEndpoint, QemuDriver, ssh
+from calotype.machine.layout import Layout
 from calotype.machine.process import Process
 from calotype.machine.seed import Provisioning, build_seed
 from calotype.model import Caching, Consistency, PowerState
@@ -34,8 +38,10 @@ device() {
 }
 """
 
+WAIT = 'wait_for() { for n in $(seq 100); do eval "$1" && return; sleep 0.1; done; exit 9; }'
 
-def overlay(path, size, base=None):
+
+def overlay(path: Path, size: int, base: Path | None = None) -> Path:
     backing = ["-b", str(base), "-F", "raw"] if base else []
     options = ["-o", "extended_l2=on,cluster_size=128k"]
     run(["qemu-img", "create", "-q", "-f", "qcow2", *options, *backing, str(path), str(size)])
@@ -45,7 +51,7 @@ def overlay(path, size, base=None):
 class Vm:
     """A VM with an OS disk and two data disks (LUN 0 and 5)."""
 
-    def __init__(self, root, tiny):
+    def __init__(self, root: Path, tiny: Path) -> None:
         self.root = root
         self.driver = QemuDriver(root / "cache")
         # Longer than a socket's address may be.
@@ -97,7 +103,7 @@ class Vm:
         )
         self.agent = Agent(self.directory)
 
-    def sh(self, script, **options):
+    def sh(self, script: str, **options: Any) -> str:
         done = self.agent.script(DEVICE + script, **options)
         assert done.status == 0, done
         return done.stdout.decode()
@@ -116,8 +122,6 @@ def vm(tmp_path_factory, tiny):
         sys.stdin.close()
         import signal; signal.pause()
     """
-    import pickle  # noqa: PLC0415
-
     with starter(code, pickle.dumps((vm.driver, vm.spec))) as process:
         assert process.stdout.readline() == b"started\n"
     try:
@@ -128,13 +132,14 @@ def vm(tmp_path_factory, tiny):
 
 
 @contextlib.contextmanager
-def starter(code, data=b""):
+def starter(code: str, data: bytes = b"") -> Iterator[subprocess.Popen[bytes]]:
     """A Python process that is killed hard at the end."""
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
+    assert process.stdin is not None
     with process:
         process.stdin.write(data)
         process.stdin.close()
@@ -204,7 +209,9 @@ def test_agent_runs_commands_and_moves_files(vm):
 
 
 def test_confined(vm):
-    with Process.find(vm.directory / "run" / "query.sock") as process:
+    found = Process.find(Layout(vm.directory))
+    assert found is not None
+    with found as process:
         proc = Path("/proc", str(process.pid))
         status = dict(re.findall(r"(\w+):\s*(.*)", (proc / "status").read_text()))
         assert status["Uid"].split()[0] == str(UID or os.geteuid()) != "0"
@@ -212,7 +219,7 @@ def test_confined(vm):
         assert status["NoNewPrivs"] == "1"
         assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
         assert sorted(os.listdir(proc / "root")) == sorted(
-            "base bin dev disks lib lib64 proc run sbin tmp usr".split()
+            ["base", "bin", "dev", "disks", "lib", "lib64", "proc", "run", "sbin", "tmp", "usr"]
         )
         assert not (proc / "root" / "etc" / "passwd").exists()
         assert os.readlink(proc / "ns" / "pid") != os.readlink("/proc/self/ns/pid")
@@ -225,17 +232,14 @@ def test_hot_attach_and_detach(vm):
     hot = DiskSpec(id="hot", path=path, size=32 * MIB, lun=9)
     for _ in range(2):
         vm.driver.attach(vm.directory, hot)
-        found = vm.sh(
-            'for i in $(seq 50); do d=$(device 9); [ -b "$d" ] && break; sleep 0.1; done; echo $d'
-        )
-        vm.sh(f"echo hello > {found.strip()} && sync")
+        vm.sh(f"{WAIT}; wait_for '[ -b \"$(device 9)\" ]'; echo hello > $(device 9); sync")
         with pytest.raises(NotAllowed, match="attached already"):
             vm.driver.attach(vm.directory, hot)
         same_lun = DiskSpec(id="other", path=overlay(vm.root / "o.qcow2", MIB), size=MIB, lun=9)
-        with pytest.raises(Exception, match="lun"):
+        with pytest.raises(ToolFailed, match="lun"):
             vm.driver.attach(vm.directory, same_lun)
         vm.driver.detach(vm.directory, "hot")
-        assert vm.sh("device 9") == ""
+        vm.sh(f"{WAIT}; wait_for '[ -z \"$(device 9)\" ]'")
     with pytest.raises(NotFound):
         vm.driver.detach(vm.directory, "hot")
     assert not [p for p in (vm.directory / "disks").iterdir() if p.stem in {"hot", "other"}]
@@ -252,7 +256,7 @@ def test_screenshot_and_serial_log(vm):
     assert not list((vm.directory / "run").glob("screen*"))
 
 
-def contents(endpoint, target):
+def contents(endpoint: NbdEndpoint, target: Path) -> Path:
     """The whole disk behind an export, as a file."""
     source = f"driver=nbd,server.type=unix,server.path=nbd.sock,export={endpoint.export}"
     argv = ["qemu-img", "convert", "--image-opts", source, "-O", "raw", str(target.absolute())]
@@ -260,15 +264,15 @@ def contents(endpoint, target):
     return target
 
 
-def writer(vm, body):
+def writer(vm: Vm, body: str) -> None:
     """Run ``body`` for i = 1, 2, … in the guest, beside us."""
     loop = f"i=0; while [ ! -e /run/stop ]; do i=$((i+1)); {body}; done"
     vm.sh(f"rm -f /run/stop; (\n{loop}\necho $i > /run/last\n) </dev/null >/dev/null 2>&1 &")
 
 
-def stop_writer(vm):
-    script = "touch /run/stop; for i in $(seq 100); do [ -s /run/last ] && break; sleep 0.1; done"
-    return int(vm.sh(f"{script}; cat /run/last; rm -f /run/last"))
+def stop_writer(vm: Vm) -> int:
+    script = f"{WAIT}; touch /run/stop; wait_for '[ -s /run/last ]'; cat /run/last; rm /run/last"
+    return int(vm.sh(script))
 
 
 DISKS = ["os", "11111111-2222-3333-4444-555555555555", "data.b"]
@@ -341,7 +345,7 @@ def test_leftovers_of_a_killed_capture_are_cleared(vm):
     """
     with starter(code) as process:
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(Conflict), vm.driver.point_in_time(vm.directory, DISKS):
+        with pytest.raises(Conflict), Layout(vm.directory).lock(0.1):
             pass
     vm.driver.clear_point_in_time(vm.directory)
     assert not list((vm.directory / "run").glob("pit-*"))
@@ -421,7 +425,9 @@ def test_restart_shutdown_and_start(vm):
 
 
 def test_stopped_after_a_kill_of_qemu(vm):
-    with Process.find(vm.directory / "run" / "query.sock") as process:
+    found = Process.find(Layout(vm.directory))
+    assert found is not None
+    with found as process:
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait(30)
     assert vm.driver.state(vm.directory) is PowerState.STOPPED

@@ -32,12 +32,24 @@ class Conversation(Channel):
     """A connection to an agent that is known to listen."""
 
     def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__(connect(path), "the guest agent")
+        with _as_guest_error():
+            client = connect(path, timeout)
+        super().__init__(client, "the guest agent")
         try:
             self._synchronise(time.monotonic() + timeout)
         except BaseException:
             self.close()
             raise
+
+    def send(self, message: bytes, deadline: float) -> None:
+        """Send ``message``; every failure is the guest's."""
+        with _as_guest_error():
+            super().send(message, deadline)
+
+    def receive(self, deadline: float) -> dict[str, Any]:
+        """The next answer; every failure is the guest's."""
+        with _as_guest_error():
+            return super().receive(deadline)
 
     def _synchronise(self, deadline: float) -> None:
         # 0xff ends a half-read command of an earlier client; the token tells stale answers apart.
@@ -53,8 +65,7 @@ class Conversation(Channel):
         """Run ``command`` of the agent and return its result.
 
         Raises:
-            GuestError: the agent refused.
-            TimedOut: no answer within ``timeout`` seconds.
+            GuestError: the agent refused, or did not answer within ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         self.tell(command, arguments, deadline)
@@ -91,20 +102,15 @@ class Agent:
             GuestError: no agent answers, or the VM does not run.
         """
         patience = self._patience if patience is None else patience
-        try:
-            with (
-                self._layout.lock(patience + 10.0, "agent.lock"),
-                Conversation(self._layout.agent, patience) as talk,
-            ):
-                yield talk
-        except OSError:
-            raise GuestError("the VM does not run") from None
-        except Conflict as error:
-            raise GuestError("another command talks to the guest agent") from error
-        except TimedOut as error:
-            raise GuestError("the guest agent does not answer", hint=_HINT) from error
-        except ToolFailed as error:
-            raise GuestError(error.message) from error
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._layout.lock(patience + 10.0, "agent.lock"))
+                talk = stack.enter_context(Conversation(self._layout.agent, patience))
+            except OSError:
+                raise GuestError("the VM does not run") from None
+            except Conflict as error:
+                raise GuestError("another command talks to the guest agent") from error
+            yield talk
 
     def ping(self, timeout: float = 3.0) -> bool:
         """Whether an agent answers within ``timeout`` seconds; false also when the VM is off."""
@@ -204,16 +210,27 @@ class Agent:
         """Ask the guest to power off, ``halt`` or ``reboot``; returns before it has done so."""
         with self.conversation() as talk:
             talk.tell("guest-shutdown", {"mode": mode}, time.monotonic() + self._patience)
-            # Only a refusal is answered.
-            with contextlib.suppress(TimedOut, ToolFailed):
+            try:
                 answer = talk.receive(time.monotonic() + 0.3)
-                if "error" in answer:
-                    raise GuestError(f"the guest refuses to {mode}: {answer['error']}")
+            except GuestError:
+                return  # only a refusal is answered
+            if "error" in answer:
+                raise GuestError(f"the guest refuses to {mode}: {answer['error']}")
 
     def thaw(self) -> None:
         """Thaw the guest's file systems; harmless when they are not frozen."""
         with self.conversation() as talk:
             talk.execute("guest-fsfreeze-thaw")
+
+
+@contextlib.contextmanager
+def _as_guest_error() -> Iterator[None]:
+    try:
+        yield
+    except TimedOut as error:
+        raise GuestError("the guest agent does not answer", hint=_HINT) from error
+    except ToolFailed as error:
+        raise GuestError(error.message) from error
 
 
 @contextlib.contextmanager
@@ -224,7 +241,7 @@ def _opened(talk: Conversation, path: str, mode: str) -> Iterator[int]:
     try:
         yield handle
     finally:
-        with contextlib.suppress(GuestError, ToolFailed):
+        with contextlib.suppress(GuestError):
             talk.execute("guest-file-close", {"handle": handle})
 
 

@@ -17,20 +17,27 @@ from calotype.errors import TimedOut, ToolFailed
 MAX_LINE = 64 << 20
 
 
-def connect(path: Path) -> socket.socket:
+def connect(path: Path, timeout: float = 10.0) -> socket.socket:
     """Connect to the Unix socket at ``path``.
 
     The address goes through the directory's descriptor, for the kernel takes only 108 bytes.
 
     Raises:
         OSError: nobody listens there, or what is there is not a socket.
+        TimedOut: whoever listens has accepted nobody for ``timeout`` seconds.
     """
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         status = os.stat(path.name, dir_fd=directory, follow_symlinks=False)
         name = path.name if stat.S_ISSOCK(status.st_mode) else "."  # no link is followed
+        # QEMU's queues are one long, and a queue that is full stops even connect().
+        limit = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6) or 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         client.connect(f"/proc/self/fd/{directory}/{name}")
+    except BlockingIOError:
+        client.close()
+        raise TimedOut(f"nobody answers at {path.name}") from None
     except BaseException:
         client.close()
         raise

@@ -2,6 +2,8 @@
 
     machine.json        the VM as it was started last
     qemu.log            what QEMU printed
+    alive               locked for as long as the VM's process lives
+    pid                 that process; of no meaning while ``alive`` is not locked
     known_hosts         the guest's SSH host keys
     lock, agent.lock, console.lock
     run/                written by QEMU: sockets, serial.log; the only directory it can write to
@@ -75,6 +77,16 @@ class Layout:
     def record(self) -> Path:
         """The VM as it was started last."""
         return self.root / "machine.json"
+
+    @property
+    def alive(self) -> Path:
+        """The file whose lock the VM's process inherits."""
+        return self.root / "alive"
+
+    @property
+    def pid(self) -> Path:
+        """The number of the VM's process."""
+        return self.root / "pid"
 
     @property
     def log(self) -> Path:

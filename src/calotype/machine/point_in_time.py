@@ -19,11 +19,11 @@ from calotype.errors import CalotypeError, GuestError, NotAllowed, NotFound, Too
 from calotype.machine.agent import Agent, Conversation
 from calotype.machine.layout import Layout
 from calotype.machine.nodes import node
-from calotype.machine.process import Process
+from calotype.machine.process import alive
 from calotype.machine.qmp import Qmp
 from calotype.machine.spec import NbdEndpoint, Snapshot
 from calotype.model import Consistency
-from calotype.run import Limits, spawn
+from calotype.run import Limits, kill_group, spawn
 
 #: How long an agent may take to answer before the guest is taken as having none, in seconds.
 _PROBE = 3.0
@@ -69,11 +69,10 @@ def clear_point_in_time(directory: Path) -> None:
     if not layout.root.exists():
         return
     with layout.lock():
-        process = Process.find(layout.query)
-        if process is None:
+        if not alive(layout):
             _unlink(layout)
             return
-        with process, _monitor(layout) as qmp:
+        with _monitor(layout) as qmp:
             if _left(qmp):
                 with contextlib.suppress(GuestError):
                     Agent(directory, patience=_PROBE).thaw()
@@ -207,7 +206,7 @@ def _while_frozen(layout: Layout, begin: Callable[[], object]) -> float:
 def _freeze(talk: Conversation) -> None:
     try:
         frozen = talk.execute("guest-fsfreeze-freeze", timeout=_FROZEN)
-    except (GuestError, ToolFailed) as error:
+    except GuestError as error:
         raise _NotFrozenError(error.message) from error
     if not isinstance(frozen, int) or frozen < 1:
         raise _NotFrozenError("the guest agent froze no file system")
@@ -215,9 +214,9 @@ def _freeze(talk: Conversation) -> None:
 
 def _thaw(talk: Conversation) -> None:
     # A freeze that timed out may answer late, so the thaw's answer is not the next one for sure.
-    with contextlib.suppress(GuestError, ToolFailed):
+    with contextlib.suppress(GuestError):
         talk.execute("guest-fsfreeze-thaw")
-    with contextlib.suppress(GuestError, ToolFailed):
+    with contextlib.suppress(GuestError):
         if talk.execute("guest-fsfreeze-status") == "frozen":
             talk.execute("guest-fsfreeze-thaw")
 
@@ -230,16 +229,11 @@ def _guard(layout: Layout) -> Iterator[None]:
         stdin=subprocess.PIPE,
         limits=Limits(wall=None),
     )
-    assert guard.stdin is not None  # noqa: S101 - a pipe was asked for
     try:
         yield
     finally:
-        with contextlib.suppress(BrokenPipeError):
-            guard.stdin.write(b"thawed\n")
-            guard.stdin.flush()
-        with contextlib.suppress(BrokenPipeError):
-            guard.stdin.close()
-        guard.wait()
+        kill_group(guard)
+        guard.communicate()
 
 
 def _left(qmp: Qmp) -> bool:
@@ -251,7 +245,7 @@ def _clear_quietly(layout: Layout, qmp: Qmp) -> None:
     """Clear at the end of a capture; a VM that has ended meanwhile has nothing to clear."""
     with contextlib.suppress(CalotypeError):
         _clear(qmp, layout)
-    if Process.find(layout.query) is None:
+    if not alive(layout):
         _unlink(layout)
 
 

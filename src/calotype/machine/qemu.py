@@ -7,9 +7,9 @@ again by its monitor's socket, so that what a reboot or a kill leaves behind is 
 import contextlib
 import json
 import os
-import select
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,10 +20,11 @@ from calotype.machine import console as terminal
 from calotype.machine import point_in_time as moment
 from calotype.machine import probe
 from calotype.machine.agent import Agent
+from calotype.machine.channel import peer
 from calotype.machine.cmdline import OVMF_VARS, SEED, VARS, command_line, firmware
 from calotype.machine.layout import Layout, give, link, read_guarded
 from calotype.machine.nodes import blockdevs, device, links, names, node
-from calotype.machine.process import Process
+from calotype.machine.process import Process, alive, hold
 from calotype.machine.qmp import Qmp
 from calotype.machine.seed import write_private
 from calotype.machine.spec import Acceleration, DiskSpec, MachineSpec, Snapshot
@@ -58,7 +59,7 @@ class QemuDriver:
         layout = Layout(spec.directory)
         layout.prepare()
         with layout.lock():
-            if _alive(layout):
+            if alive(layout):
                 raise NotAllowed(f"the VM {spec.name} runs already")
             accel = spec.accel or self.acceleration().name
             _furnish(spec, layout)
@@ -70,7 +71,7 @@ class QemuDriver:
         A QEMU that hangs counts as running, for it holds its disks.
         """
         layout = Layout(directory)
-        process = Process.find(layout.query)
+        process = Process.find(layout)
         if process is None:
             return PowerState.STOPPED
         with process:
@@ -158,7 +159,7 @@ class QemuDriver:
         """
         layout = Layout(directory)
         with layout.lock():
-            if _alive(layout):
+            if alive(layout):
                 with _control(layout) as qmp:
                     _unplug(qmp, disk_id)
             _drop_links(layout, disk_id)
@@ -171,7 +172,7 @@ class QemuDriver:
         """
         layout = Layout(directory)
         with layout.lock():
-            if _alive(layout):
+            if alive(layout):
                 raise NotAllowed("a running VM holds its disks", hint="stop it first")
             _unlink_all(layout, keep={VARS})
 
@@ -232,7 +233,7 @@ class QemuDriver:
 
 
 def _kill(layout: Layout) -> None:
-    process = Process.find(layout.query)
+    process = Process.find(layout)
     if process is None:
         return
     with process:
@@ -243,17 +244,9 @@ def _kill(layout: Layout) -> None:
             process.kill()
 
 
-def _alive(layout: Layout) -> bool:
-    process = Process.find(layout.query)
-    if process is None:
-        return False
-    with process:
-        return True
-
-
 @contextlib.contextmanager
 def _running(layout: Layout) -> Iterator[Process]:
-    process = Process.find(layout.query)
+    process = Process.find(layout)
     if process is None:
         raise NotAllowed("the VM does not run", hint="start it first")
     with process:
@@ -360,8 +353,8 @@ def _launch(spec: MachineSpec, layout: Layout, accel: Literal["kvm", "tcg"]) -> 
     argv = command_line(spec, layout, accel)
     # setsid leaves QEMU to the sandbox's own init, so that it is no child of ours.
     argv = [which("setsid"), "--fork", which(argv[0]), *argv[1:]]
-    alive, held = os.pipe()
     try:
+        held = hold(layout)
         try:
             with open(layout.log, "wb") as log:
                 process = spawn(
@@ -375,26 +368,28 @@ def _launch(spec: MachineSpec, layout: Layout, accel: Literal["kvm", "tcg"]) -> 
         finally:
             os.close(held)
         process.wait()
-        _await_start(layout, alive)
+        _await_start(layout)
     except ToolFailed as error:
         _kill(layout)
         words = layout.log.read_bytes()[-2000:].decode("utf-8", "replace").strip()
         last = " / ".join(words.splitlines()[-3:]) or error.message
         raise ToolFailed(f"QEMU did not start the VM {spec.name}: {last}") from error
-    finally:
-        os.close(alive)
 
 
-def _await_start(layout: Layout, alive: int) -> None:
-    """Wait for the monitor; ``alive`` reports its end when nobody holds the other end any more."""
-    for _ in range(int(_START / 0.02)):
+def _await_start(layout: Layout) -> None:
+    """Wait for the monitor, and write down the process that answers."""
+    deadline = time.monotonic() + _START
+    while time.monotonic() < deadline:
         try:
             with Qmp.open(layout.query, _START) as qmp:
                 qmp.execute("query-status")
+                pid, _uid = peer(qmp.socket)
+                write_private(layout.pid, str(pid).encode())
                 return
         except OSError:
-            if select.select([alive], [], [], 0.02)[0]:
+            if not alive(layout):
                 raise ToolFailed("it ended at once") from None
+            time.sleep(0.01)  # QEMU has not made its sockets yet
     raise TimedOut("its monitor does not answer")
 
 

@@ -34,7 +34,7 @@ class Qmp(Channel):
             OSError: nobody listens there.
             TimedOut: another client is being served, or QEMU hangs.
         """
-        client = connect(path)
+        client = connect(path, timeout)
         try:
             return cls(client, timeout)
         except BaseException:

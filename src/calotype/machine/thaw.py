@@ -1,7 +1,7 @@
 """``python -m calotype.machine.thaw DIRECTORY``: thaw a guest when the command that froze it dies.
 
-Standard input is a pipe from that command. A line on it says that all is well; its end without one,
-that the command was killed while the guest was frozen.
+Standard input is a pipe from that command, which kills this process when all is well: the pipe's end
+says that the command itself was killed while the guest was frozen.
 """
 
 import sys
@@ -11,9 +11,9 @@ from calotype.machine.agent import Agent
 
 
 def main(directory: str) -> None:
-    """Wait for the command's word or death; thaw the guest after the latter."""
-    if not sys.stdin.buffer.readline():
-        Agent(Path(directory), patience=30.0).thaw()
+    """Wait for the command's death, then thaw the guest."""
+    sys.stdin.buffer.read()
+    Agent(Path(directory), patience=30.0).thaw()
 
 
 if __name__ == "__main__":
