@@ -37,10 +37,15 @@ class Built:
     sha256: str
     size: int  # of the disk, in bytes
     os_type: OsType
-    generations: tuple[Generation, ...]
+    generations: tuple[Generation, ...]  # all that it starts on
     description: str
     digest: str  # of the recipe and the code that built it
     packages: tuple[tuple[str, str], ...]  # (name, version), sorted
+
+    @property
+    def generation(self) -> Generation:
+        """The firmware to start it with when nobody says."""
+        return self.generations[0]
 
 
 def build(name: str, cache: Path, *, progress: Progress = SILENT) -> Built:
@@ -186,7 +191,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _workplace(home: Path, recipe: Recipe) -> Iterator[Path]:
-    work = Path(tempfile.mkdtemp(prefix=f".{recipe.name}-", dir=home))
+    work = Path(tempfile.mkdtemp(prefix=f".{recipe.name}.work-", dir=home))
     try:
         yield work
     finally:
@@ -195,7 +200,7 @@ def _workplace(home: Path, recipe: Recipe) -> Iterator[Path]:
 
 def _sweep(home: Path, recipe: Recipe) -> None:
     """Remove older images of the recipe, and what a killed build left; the lock is held."""
-    for path in home.glob(f".{recipe.name}-*"):
+    for path in home.glob(f".{recipe.name}.work-*"):
         _remove(path)
     for path in home.glob(f"{recipe.name}-{'[0-9a-f]' * 16}.*"):
         path.unlink(missing_ok=True)

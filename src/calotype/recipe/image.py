@@ -15,6 +15,7 @@ from calotype.run import Limits, run
 
 _BIOS_BOOT = 3 * MIB
 _BLOCK = 4096
+_COPY = 64 << 10
 _MIN_INODES = 16384
 
 
@@ -139,10 +140,13 @@ def _debugfs(image: Path, offset: int, commands: Sequence[str]) -> None:
 def _write_esp(
     files: dict[str, bytes], part: gpt.Partition, serial: str, out: Path, work: Path
 ) -> None:
-    first = str(part.start // gpt.SECTOR)
-    argv = ["mkfs.fat", "--mbr=no", "--offset", first, "-h", first, "-n", "ESP", "-i", serial]
-    run([*argv, str(out), str(part.length // 1024)], limits=Limits(wall=60))
-    drive = f"{out}@@{part.start}"
+    # In a file of its own: mkfs.fat takes a whole disk's size for the partition's.
+    volume = work / "esp.img"
+    with volume.open("wb") as file:
+        file.truncate(part.length)
+    hidden = str(part.start // gpt.SECTOR)
+    argv = ["mkfs.fat", "--mbr=no", "-h", hidden, "-n", "ESP", "-i", serial, str(volume)]
+    run(argv, limits=Limits(wall=60))
     environment = {**os.environ, "MTOOLS_SKIP_CHECK": "1"}
 
     def mtool(*argv: str) -> None:
@@ -154,11 +158,22 @@ def _write_esp(
         for depth in range(1, len(above) + 1):
             directory = "/".join(above[:depth])
             if directory not in made:
-                mtool("mmd", "-i", drive, f"::/{directory}")
+                mtool("mmd", "-i", str(volume), f"::/{directory}")
                 made.add(directory)
         source = work / "esp-file"
         source.write_bytes(data)
-        mtool("mcopy", "-i", drive, str(source), f"::/{name}")
+        mtool("mcopy", "-i", str(volume), str(source), f"::/{name}")
+    _place(volume, out, part.start)
+
+
+def _place(volume: Path, out: Path, offset: int) -> None:
+    """Copy a file into the image at ``offset``, leaving holes where it has only zeros."""
+    with volume.open("rb") as source, out.open("r+b") as target:
+        for at in range(0, volume.stat().st_size, _COPY):
+            block = source.read(_COPY)
+            if block.count(0) != len(block):
+                target.seek(offset + at)
+                target.write(block)
 
 
 def _write_bios(tree: Tree, part: gpt.Partition, fs_uuid: str, out: Path, work: Path) -> None:
