@@ -145,7 +145,7 @@ def test_generalized_clones_differ_and_share_the_data(cli, web1, tmp_path):
         out = cli.guest(
             name,
             "hostname; cat /etc/machine-id; cat /etc/dropbear/*ed25519* | sha256sum;"
-            "grep -c wilma /etc/passwd",
+            "grep -c wilma /etc/passwd || true",
         ).split("\n")
         assert out[0] == name
         assert out[-1] == "0"

@@ -2,11 +2,14 @@
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from calotype.errors import InvalidInput
 
+#: For a file name that may be ``-``: standard input.
+StdinPath = Annotated[str, Parameter(allow_leading_hyphen=True)]
 #: For options that may be repeated.
 Repeat = Parameter(negative_iterable="")
 

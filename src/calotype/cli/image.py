@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from calotype.cli import GROUPS
-from calotype.cli.arguments import Repeat, pair
+from calotype.cli.arguments import Repeat, StdinPath, pair
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit
 from calotype.cli.output import size as show_size
@@ -37,7 +37,7 @@ COLUMNS: Columns = {
 def create(
     name: str,
     *,
-    source: str,
+    source: StdinPath,
     format: Annotated[str | None, Parameter(name="--format")] = None,  # noqa: A002 (the option's name)
     checksum: str | None = None,
     vhd_size: Literal["current", "geometry"] = "current",

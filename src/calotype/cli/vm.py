@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from calotype.cli import GROUPS
-from calotype.cli.arguments import Repeat, pair, read
+from calotype.cli.arguments import Repeat, StdinPath, pair, read
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, plain
 from calotype.cli.output import size as show_size
@@ -43,9 +43,9 @@ def create(
     memory: str | None = None,
     admin_username: str | None = None,
     ssh_key_values: Annotated[tuple[str, ...], Repeat] = (),
-    admin_password: str | None = None,
+    admin_password: StdinPath | None = None,
     computer_name: str | None = None,
-    custom_data: str | None = None,
+    custom_data: StdinPath | None = None,
     time_zone: str | None = None,
     os_disk_size: str | None = None,
     data_disk_sizes: Annotated[tuple[str, ...], Repeat] = (),
@@ -286,7 +286,7 @@ def run_command(
     name: str,
     command: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = (),
     *,
-    script: str | None = None,
+    script: StdinPath | None = None,
     timeout: float = 300.0,
     common: Common | None = None,
 ) -> int:

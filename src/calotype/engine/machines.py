@@ -105,12 +105,15 @@ def start(context: Context, name: str) -> VirtualMachine:
 
 
 def stop(context: Context, name: str, *, force: bool = False, timeout: float = 120.0) -> None:
-    """Shut a VM down; ``force`` pulls the plug.
+    """Shut a VM down (``force`` pulls the plug); one that is stopped is left alone.
 
     Raises:
         TimedOut: the guest did not shut down within ``timeout`` seconds.
     """
-    directory = context.vm_path(context.catalog.vm(name).id)
+    view = show(context, name)
+    directory = context.vm_path(view.vm.id)
+    if view.power not in (PowerState.RUNNING, PowerState.PAUSED):
+        return
     if force:
         context.driver.kill(directory)
     else:
