@@ -26,7 +26,9 @@ _UNREADABLE |= {0x10000: "encrypted directories"}
 # filetype, recover, meta_bg, extents, 64bit, mmp, flex_bg, ea_inode, csum_seed, large_dir, inline_data,
 # casefold: none changes how we read.
 _KNOWN = 0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x20000
-_EXTENTS, _INLINE = 0x80000, 0x10000000
+_EXTENTS = 0x80000
+#: The flag of an inode that keeps its content in itself.
+INLINE = 0x10000000
 _EXTENT_MAGIC, _XATTR_MAGIC = 0xF30A, 0xEA020000
 _SYSTEM = 7  # the name index of "system." attributes
 _LONGEST = 32768  # blocks of a written extent; a greater length marks an unwritten one
@@ -176,7 +178,7 @@ class Ext4:
     def read(self, inode: Inode, limit: int) -> bytes:
         """The first ``limit`` bytes of a file's content."""
         size = min(inode.size, limit)
-        if inode.flags & _INLINE:
+        if inode.flags & INLINE:
             return b"".join(self._inline(inode))[:size].ljust(size, b"\0")
         content = bytearray(size)
         for run in self.runs(inode):
@@ -191,7 +193,7 @@ class Ext4:
         """Where a symbolic link leads."""
         if inode.size > 4096:
             raise GuestError(f"the symbolic link {inode.number} is longer than a path can be")
-        if inode.size < 60 and not inode.flags & (_INLINE | _EXTENTS):
+        if inode.size < 60 and not inode.flags & (INLINE | _EXTENTS):
             return inode.raw[40 : 40 + inode.size]
         return self.read(inode, 4096)
 
@@ -199,7 +201,7 @@ class Ext4:
         """The names in a directory, without ``.`` and ``..``."""
         if inode.size > _MAX_DIRECTORY:
             raise GuestError(f"the directory {inode.number} is too big")
-        if inode.flags & _INLINE:
+        if inode.flags & INLINE:
             first, *rest = self._inline(inode)
             parts = [first[4:], *rest]  # the parent's number comes first
         else:
@@ -214,7 +216,7 @@ class Ext4:
 
     def runs(self, inode: Inode) -> Iterator[Run]:
         """Where a file's blocks lie."""
-        if inode.flags & _INLINE:
+        if inode.flags & INLINE:
             return
         if inode.flags & _EXTENTS:
             found = self._extents(inode.raw[40:100], _MAX_DEPTH, itertools.count())

@@ -180,7 +180,7 @@ class OfflineGuest(ExtGuest):
             if not self._empty(place, inode):
                 return
         elif stat.S_ISREG(inode.mode) and inode.size:
-            self._do(b"punch <%d> 0" % inode.number, b"sif <%d> size 0" % inode.number)
+            self._do(*_truncation(inode))
             self._inodes[inode.number] = replace(inode, size=0)
             self._stale = True
         else:
@@ -229,10 +229,9 @@ class OfflineGuest(ExtGuest):
         Raises:
             GuestError: debugfs could not do a part of it.
         """
-        if not self._queue:
-            return
-        commands, self._queue = self._queue, []
-        self._debugfs(["-f", "-"], b"\n".join(commands) + b"\n")
+        if self._queue:
+            commands, self._queue = self._queue, []
+            self._debugfs(["-f", "-"], b"\n".join(commands) + b"\n")
         if self._stale:
             self._stale = False
             self._names.clear()
@@ -349,6 +348,15 @@ def zero(fd: int, offset: int, length: int) -> None:
         count = min(len(_ZEROS), offset + length - start)
         if os.pwrite(fd, _ZEROS[:count], start) != count:
             raise GuestError("the guest's file system could not be written")
+
+
+def _truncation(inode: Inode) -> Iterator[bytes]:
+    yield b"punch <%d> 0" % inode.number
+    yield b"sif <%d> size 0" % inode.number
+    if inode.flags & ext4.INLINE:  # an empty map of blocks takes the place of the content
+        yield b"sif <%d> flags 0x%x" % (inode.number, inode.flags & ~ext4.INLINE)
+        for index in (*map(str, range(12)), "IND", "DIND", "TIND"):
+            yield b"sif <%d> block[%s] 0" % (inode.number, index.encode())
 
 
 def _quoted(name: bytes) -> bytes:
