@@ -12,7 +12,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -122,8 +122,8 @@ def vm(tmp_path_factory, tiny):
         sys.stdin.close()
         import signal; signal.pause()
     """
-    with starter(code, pickle.dumps((vm.driver, vm.spec))) as process:
-        assert process.stdout.readline() == b"started\n"
+    with starter(code, pickle.dumps((vm.driver, vm.spec))) as output:
+        assert output.readline() == b"started\n"
     try:
         vm.agent.wait(120)
         yield vm
@@ -132,19 +132,20 @@ def vm(tmp_path_factory, tiny):
 
 
 @contextlib.contextmanager
-def starter(code: str, data: bytes = b"") -> Iterator[subprocess.Popen[bytes]]:
-    """A Python process that is killed hard at the end."""
+def starter(code: str, data: bytes = b"") -> Iterator[IO[bytes]]:
+    """What a Python process prints, which is killed hard at the end."""
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     assert process.stdin is not None
+    assert process.stdout is not None
     with process:
         process.stdin.write(data)
         process.stdin.close()
         try:
-            yield process
+            yield process.stdout
         finally:
             process.kill()
 
@@ -343,8 +344,8 @@ def test_leftovers_of_a_killed_capture_are_cleared(vm):
             print("held", flush=True)
             signal.pause()
     """
-    with starter(code) as process:
-        assert process.stdout.readline() == b"held\n"
+    with starter(code) as output:
+        assert output.readline() == b"held\n"
         with pytest.raises(Conflict), Layout(vm.directory).lock(0.1):
             pass
     vm.driver.clear_point_in_time(vm.directory)
@@ -365,8 +366,8 @@ def test_the_guest_is_thawed_when_its_freezer_is_killed(vm):
             signal.pause()
         _while_frozen(Layout(Path({str(vm.directory)!r})), begin)
     """
-    with starter(code) as process:
-        assert process.stdout.readline() == b"frozen\n"
+    with starter(code) as output:
+        assert output.readline() == b"frozen\n"
     deadline = time.monotonic() + 30
     while True:
         with vm.agent.conversation() as talk:

@@ -91,7 +91,9 @@ class Channel:
             TimedOut: nothing came before ``deadline``.
             ToolFailed: the other end has gone, or speaks no JSON.
         """
-        while b"\n" not in self._buffer:
+        scanned = 0
+        while (end := self._buffer.find(b"\n", scanned)) < 0:
+            scanned = len(self._buffer)
             self._wait(select.POLLIN, deadline)
             try:
                 data = self.socket.recv(1 << 16)
@@ -104,10 +106,9 @@ class Channel:
             self._buffer += data
             if len(self._buffer) > MAX_LINE:
                 raise ToolFailed(f"{self._what} sends lines without an end")
-        line, _, rest = self._buffer.partition(b"\n")
-        self._buffer = bytearray(rest)
         # The agent marks the start of a fresh conversation by 0xff; what stands before is stale.
-        line = line.rpartition(b"\xff")[2]
+        line = self._buffer[:end].rpartition(b"\xff")[2]
+        del self._buffer[: end + 1]
         with contextlib.suppress(ValueError, RecursionError):
             message = json.loads(line)
             if isinstance(message, dict):

@@ -189,10 +189,11 @@ def read_guarded(path: Path, limit: int | None = None) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         raise NotFound(f"there is no file {path}") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise NotFound(f"{path} is not a regular file")
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise NotFound(f"{path} is not a regular file")
         if limit is not None:
             file.seek(max(0, status.st_size - limit))
         return file.read(limit if limit is not None else -1)

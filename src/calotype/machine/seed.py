@@ -4,7 +4,7 @@ It is a NoCloud seed (volume id ``cidata``), read by cloud-init or by a few line
 files, at the root, with Rock Ridge and Joliet names:
 
 ``meta-data``
-    YAML, one key on each line: ``instance-id: ID`` and ``local-hostname: NAME``.
+    YAML, one key on each line: ``instance-id: "ID"`` and ``local-hostname: "NAME"``.
 ``user-data``
     MIME for cloud-init; see :mod:`calotype.machine.userdata`.
 ``calotype.env``
@@ -77,7 +77,7 @@ class Provisioning:
         _check(_HOSTNAME, self.hostname, "a computer name", "1 to 63 letters, digits and hyphens")
         if self.hostname.isdigit():
             raise InvalidInput(
-                f"a computer name of digits alone is read as a number: {self.hostname}"
+                f"a computer name of digits alone is read as an address: {self.hostname}"
             )
         if self.admin_user is not None:
             _check(
@@ -101,7 +101,8 @@ class Provisioning:
 
     def files(self) -> dict[str, bytes]:
         """The seed's files by name."""
-        meta = f"instance-id: {self.instance_id}\nlocal-hostname: {self.hostname}\n"
+        # In quotes, for YAML takes a bare "on" or "2026-01-01" for something else than a name.
+        meta = f'instance-id: "{self.instance_id}"\nlocal-hostname: "{self.hostname}"\n'
         environment = {
             "INSTANCE_ID": self.instance_id,
             "HOSTNAME": self.hostname,
