@@ -8,15 +8,16 @@ import random
 import struct
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from calotype.disk import open_image, read
 from calotype.disk.opinion import QEMU_DRIVERS
-from calotype.disk.vhd import checksum_of
+from calotype.disk.vhd import SizeRule, checksum_of
 from calotype.errors import DiskRefused
 
-COUNT = int(os.environ.get("CALOTYPE_FUZZ", "40"))
+COUNT = int(os.environ.get("CALOTYPE_FUZZ", "20"))
 SIZE = 3 << 20
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x10000, 0xFFFFFFFF, 1 << 32, 1 << 62, (1 << 64) - 1)
 
@@ -68,7 +69,7 @@ def mutate(rng: random.Random, data: bytearray, places: list[tuple[int, int]]) -
         place = (start + rng.randrange(length)) // width * width
         if place + width > len(data):
             continue
-        order = rng.choice(["little", "big"])
+        order: Literal["little", "big"] = rng.choice(["little", "big"])
         old = int.from_bytes(data[place : place + width], order)
         new = rng.choice(
             [
@@ -90,7 +91,7 @@ def repair(format_: str, data: bytearray) -> None:
                 struct.pack_into(">I", data, place + where, checksum_of(raw, where))
 
 
-def ours(path: Path, format_: str, rule: str) -> bytes | None:
+def ours(path: Path, format_: str, rule: SizeRule) -> bytes | None:
     try:
         with open_image(path, declared=format_, vhd_size=rule) as image:
             assert sum(extent.length for extent in image.disk.extents()) == image.virtual_size

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def rows():
+def rows() -> list[dict[str, str]]:
     if not TABLE.exists():
         return []
     with TABLE.open(newline="", encoding="utf-8") as file:

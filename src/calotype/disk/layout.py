@@ -267,7 +267,7 @@ class MappedDisk:
                 return known
         raw = self._window.read(run.start, min(run.packed, self._window.size - run.start))
         try:
-            data = _UNPACK[self.layout.codec](raw, self.layout.unit, run.offset)
+            data = _UNPACK[self.layout.codec](raw, self.layout.unit, run)
         except (zlib.error, zstandard.ZstdError, ValueError) as error:
             raise DiskRefused(
                 f"the compressed cluster of byte {run.offset} is damaged ({error})",
@@ -297,24 +297,26 @@ def _read_beneath(backing: Disk, offset: int, part: memoryview) -> None:
     part[inside:] = bytes(len(part) - inside)
 
 
-def _deflate(raw: bytes, unit: int, _offset: int) -> bytes:
+def _deflate(raw: bytes, unit: int, _run: _Run) -> bytes:
     return _whole(zlib.decompressobj(-12).decompress(raw, unit), unit)
 
 
-def _zstd(raw: bytes, unit: int, _offset: int) -> bytes:
+def _zstd(raw: bytes, unit: int, _run: _Run) -> bytes:
     stated = zstandard.get_frame_parameters(raw).content_size
     if stated not in {unit, zstandard.CONTENTSIZE_UNKNOWN}:
         raise ValueError(f"it states {stated} bytes instead of {unit}")  # and would allocate them
     return _whole(zstandard.ZstdDecompressor().decompress(raw, max_output_size=unit), unit)
 
 
-def _grain(raw: bytes, unit: int, offset: int) -> bytes:
+def _grain(raw: bytes, unit: int, run: _Run) -> bytes:
     sector, length = int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:12], "little")
-    if sector * 512 != offset or not 0 < length <= len(raw) - 12:
+    if sector * 512 != run.offset or not 0 < length <= len(raw) - 12:
         raise ValueError("its marker belongs to another grain")
-    unpacker = zlib.decompressobj()
-    data = unpacker.decompress(raw[12 : 12 + length], unit)
-    return _whole(data, unit)
+    stream = zlib.decompressobj()
+    data = stream.decompress(raw[12 : 12 + length], unit)
+    if stream.decompress(stream.unconsumed_tail, 1) or not stream.eof:
+        raise ValueError("it does not end with the grain")
+    return _whole(data, min(unit, max(run.length, len(data))))  # the disk's last grain may be short
 
 
 def _whole(data: bytes, unit: int) -> bytes:
