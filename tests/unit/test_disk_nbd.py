@@ -126,6 +126,19 @@ def test_what_is_not_there(chain: Path, tmp_path: Path) -> None:
         NbdDisk(chain, "other")
     with pytest.raises(NotFound, match="no NBD server"):
         NbdDisk(tmp_path / "nothing", "x")
+    with pytest.raises(NotFound, match="no NBD server"):
+        NbdDisk(tmp_path / "no" / "directory", "x")
+    (tmp_path / "link").symlink_to(chain)
+    with pytest.raises(NotFound, match="no socket"):
+        NbdDisk(tmp_path / "link", "deep")
+
+
+def test_a_socket_whose_name_is_longer_than_an_address(chain: Path, tmp_path: Path) -> None:
+    directory = tmp_path / ("long" * 40)
+    directory.mkdir()
+    chain.rename(directory / "nbd")
+    with closing(NbdDisk(directory / "nbd", "deep")) as disk:
+        assert read(disk, MIB, 1) == b"\2"
 
 
 def test_bounds_and_closing(chain: Path) -> None:

@@ -129,6 +129,7 @@ def test_an_external_data_file_is_refused(tmp_path: Path, base: Path) -> None:
 def test_a_raw_source(base: Path) -> None:
     with closing(RawSource(base).open()) as disk:
         assert read(disk, MIB - 1, 2) == b"\0\1"
+        assert disk.changed() == [Extent(MIB, MIB, zero=False)]
 
 
 layers = st.lists(

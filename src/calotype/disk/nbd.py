@@ -6,7 +6,9 @@ each connection of a small pool. Whatever the protocol does not foresee ends the
 
 import contextlib
 import itertools
+import os
 import socket
+import stat
 import struct
 import threading
 from collections.abc import Iterator
@@ -193,16 +195,30 @@ class _Connection:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.settimeout(timeout)
-            try:
-                self._socket.connect(str(path))
-            except (FileNotFoundError, ConnectionRefusedError):
-                raise NotFound(f"no NBD server listens at {path}") from None
+            self._connect(path)
             self._handshake(export)
         except BaseException:
             self._socket.close()
             raise
 
     # Handshake
+
+    def _connect(self, path: Path) -> None:
+        # The kernel takes 107 bytes of name at most; the directory's descriptor makes it short.
+        try:
+            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            raise NotFound(f"no NBD server listens at {path}") from None
+        try:
+            if not stat.S_ISSOCK(os.lstat(path.name, dir_fd=directory).st_mode):
+                raise NotFound(f"{path} is no socket")
+            self._socket.connect(f"/proc/self/fd/{directory}/{path.name}")
+        except TimeoutError:
+            raise TimedOut(f"{self._where} does not answer") from None
+        except OSError:
+            raise NotFound(f"no NBD server listens at {path}") from None
+        finally:
+            os.close(directory)
 
     def _handshake(self, export: str) -> None:
         magic, option, flags = struct.unpack(">8s8sH", self._receive(18))

@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from calotype.disk import qcow2
 from calotype.disk.base import Disk, Extent
@@ -73,6 +74,14 @@ def create(path: Path, size: int) -> None:
     finally:
         os.close(fd)
     _sync_directory(path.parent)
+
+
+class LayeredDisk(Disk, Protocol):
+    """A disk that knows which of its parts differ from the base that it was made from."""
+
+    def changed(self) -> list[Extent]:
+        """The runs that were written since, ascending and apart (zeroed runs among them)."""
+        ...
 
 
 class OverlayDisk(MappedDisk):

@@ -24,6 +24,7 @@ from calotype.disk import overlay, raw
 from calotype.disk.base import Disk, Extent
 from calotype.disk.layout import MappedDisk
 from calotype.disk.nbd import NbdDisk
+from calotype.disk.overlay import LayeredDisk
 from calotype.disk.window import Window
 from calotype.errors import InvalidInput, TimedOut, ToolFailed
 
@@ -37,8 +38,8 @@ _IDENTITY = "0 0 4294967295"
 class Source(Protocol):
     """What a view can be stacked on; never written to."""
 
-    def open(self) -> Disk:
-        """The source as a disk."""
+    def open(self) -> LayeredDisk:
+        """The source as a disk, which the caller closes."""
         ...
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -50,17 +51,25 @@ class Source(Protocol):
         ...
 
 
+class _RawDisk(MappedDisk):
+    """A raw file: it has no base, so all that it holds was written."""
+
+    def changed(self) -> list[Extent]:
+        """The runs that are not known to be zero."""
+        return [extent for extent in self.extents() if not extent.zero]
+
+
 @dataclass(frozen=True, slots=True)
 class RawSource:
     """A raw file."""
 
     path: Path
 
-    def open(self) -> Disk:
+    def open(self) -> LayeredDisk:
         """The file as a disk."""
         window = Window.open(self.path)
         try:
-            return MappedDisk(raw.parse(window), window)
+            return _RawDisk(raw.parse(window), window)
         except BaseException:
             window.close()
             raise
