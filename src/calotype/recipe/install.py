@@ -53,6 +53,7 @@ def arguments(recipe: Recipe, archive: Path, debs: Path, work: Path) -> list[str
         argv += [f"--customize-hook=upload {script} {inside}"]
         argv += [f'--customize-hook=chroot "$1" sh -eu {inside}']
     argv += [f"--customize-hook=sync-out {cache} {debs}"]
+    argv += [f'--customize-hook=chown 0:0 "$1{cache}"']  # sync-in made it the builder's
     argv += ['--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap']
     argv += ['--customize-hook=rm -f "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap']
     sources = apt.mirror_lines(recipe.suite, apt.host_sources())
