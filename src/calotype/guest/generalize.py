@@ -24,11 +24,14 @@ from calotype.guest.secrets import Secret, secrets
 from calotype.guest.steps import SysprepStep, select
 from calotype.guest.steps.step import DEBIAN
 from calotype.guest.steps.swap_files import PAGE
-from calotype.guest.wipe import wipe
+from calotype.guest.wipe import data_runs, wipe
 from calotype.progress import SILENT, Progress
 
-#: Mount points whose content the steps look at: they must be on the root file system.
-_NEEDED = ("/etc", "/home", "/root", "/tmp", "/usr", "/var")
+#: Directories that the steps look into: they must be on the root file system.
+_NEEDED = {"/etc", "/home", "/root", "/tmp", "/usr"}
+_NEEDED |= {"/var", "/var/lib", "/var/log", "/var/mail", "/var/spool", "/var/tmp"}
+#: What is mounted without a disk.
+_DISKLESS = {"none", "tmpfs", "proc", "overlay"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ def _suitable(guest: Guest, found: DiskMap) -> Inspection:
             f"{name} cannot be generalized yet",
             hint="generalize it in the VM and capture it with --os-state Generalized",
         )
-    apart = [point for point, _device in before.mounts if point.startswith(_NEEDED)]
+    apart = [p for p, device in before.mounts if p in _NEEDED and device not in _DISKLESS]
     if apart:
         raise GuestError(
             f"{', '.join(apart)} is on a file system of its own, which the steps would not reach",
@@ -172,12 +175,16 @@ def _wipe_swap(view: WritableView, found: DiskMap) -> None:
 
 
 def _blank(view: WritableView, partition: Partition) -> None:
+    begin, end = partition.offset + PAGE, partition.offset + partition.size
     with view.partition(partition.offset, partition.size) as path:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        holes = os.open(view.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            zero(fd, PAGE, partition.size - PAGE)
+            for at, length in data_runs(holes, begin, end):
+                zero(fd, at - partition.offset, length)
             os.fsync(fd)
         finally:
+            os.close(holes)
             os.close(fd)
 
 

@@ -52,7 +52,7 @@ def wipe(path: Path, disk: Path, offset: int) -> int:
         for start, length in [*_free(fs, listing.stdout), *_journal(fs, fd)]:
             if start < fs.block or start + length > fs.blocks * fs.block:
                 raise GuestError("the guest's file system lists free space outside itself")
-            for at, count in _data(holes, offset + start, offset + start + length):
+            for at, count in data_runs(holes, offset + start, offset + start + length):
                 zero(fd, at - offset, count)
                 wiped += count
         os.fsync(fd)
@@ -106,8 +106,8 @@ def _journal(fs: Ext4, fd: int) -> Iterator[tuple[int, int]]:
             yield (run.physical + skip) * fs.block, (run.blocks - skip) * fs.block
 
 
-def _data(fd: int, offset: int, end: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of what is not a hole of the file."""
+def data_runs(fd: int, offset: int, end: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what is not a hole of a file, from ``offset`` to ``end``."""
     while offset < end:
         try:
             offset = os.lseek(fd, offset, os.SEEK_DATA)
