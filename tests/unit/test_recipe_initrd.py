@@ -25,7 +25,8 @@ BUILTIN = "kernel/fs/ext4/ext4.ko\n"
 
 def read_newc(data):
     """An independent reading: name to (mode, bytes)."""
-    files, at = {}, 0
+    files: dict[str, tuple[int, bytes]] = {}
+    at = 0
     while True:
         assert data[at : at + 6] == b"070701"
         numbers = [int(data[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]

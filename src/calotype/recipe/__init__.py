@@ -1,6 +1,6 @@
 """Recipes: disk images built from a distribution's own packages."""
 
-from calotype.recipe.build import Built, build
+from calotype.recipe.builder import Built, build
 from calotype.recipe.record import Recipe, load, names
 
 __all__ = ["Built", "Recipe", "build", "load", "recipes"]
