@@ -128,7 +128,7 @@ def test_mutants(tmp_path, format_, options, places):
             mutate(rng, data, places)
             repair(format_, data)
         mutant.write_bytes(data)
-        rule = rng.choice(["current", "geometry"])
+        rule: SizeRule = rng.choice(["current", "geometry"])
         found = ours(mutant, format_, rule)
         if found is not None:
             accepted += 1

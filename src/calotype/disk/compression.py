@@ -31,8 +31,8 @@ _MAGIC: Final = {
     Packing.ZSTD: b"\x28\xb5\x2f\xfd",
 }
 _INPUT: Final = 64 << 10
-#: zstandard cannot bound what a piece of input unpacks to; 4 KiB of run-length blocks are 128 MiB.
-_ZSTD_INPUT: Final = 4 << 10
+#: zstandard cannot bound what a piece of input unpacks to; 1 KiB of run-length blocks is 32 MiB.
+_ZSTD_INPUT: Final = 1 << 10
 _OUTPUT: Final = 1 << 20
 _MEMORY: Final = 128 << 20  # xz -9 needs 65 MiB, zstd --long=27 needs 128 MiB
 _ERRORS: Final = (zlib.error, lzma.LZMAError, zstandard.ZstdError)
@@ -151,7 +151,7 @@ def _flush(fd: int, offset: int, pending: bytearray, count: int) -> int:
 
 
 def _unpacked(window: Window, kind: Packing, advance: Callable[[int], None]) -> Iterator[bytes]:
-    """Blocks of all members; each is at most ``_OUTPUT`` long (zstd: 128 MiB in the worst case)."""
+    """Blocks of all members; each is at most ``_OUTPUT`` long (zstd: 32 MiB in the worst case)."""
     feed = _Feed(window, _ZSTD_INPUT if kind is Packing.ZSTD else _INPUT, advance)
     members = 0
     while feed.more():

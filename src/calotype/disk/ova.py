@@ -51,10 +51,8 @@ class Appliance:
 
 
 def is_ova(window: Window) -> bool:
-    """Whether a file is a tar whose first member is an OVF descriptor."""
-    if window.size < 1024 or window.read(257, 5) != b"ustar":
-        return False
-    return window.read(0, 100).partition(b"\0")[0].lower().endswith(b".ovf")
+    """Whether a file is a tar; :func:`read_ova` says what is wrong with one that is no OVA."""
+    return window.size >= 1024 and window.read(257, 5) == b"ustar"
 
 
 def read_ova(window: Window, *, progress: Progress = SILENT) -> Appliance:

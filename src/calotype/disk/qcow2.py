@@ -93,13 +93,11 @@ def _header(window: Window, *, overlay: bool) -> _Header:
     raw = window.read(0, min(window.size, 112)).ljust(112, b"\0")
     magic, version, backing, _length, bits, size, crypt = struct.unpack_from(">4sIQIIQI", raw, 0)
     l1_entries, l1_offset = struct.unpack_from(">IQ", raw, 36)
-    incompatible, length, compression = 0, 72, 0
+    incompatible, autoclear, length, compression = 0, 0, 72, 0
     if magic != MAGIC or version not in {2, 3}:
         raise DiskRefused(f"qcow2 version {version} is not known", hint=_CONVERT)
     if version == 3:
         incompatible, _compatible, autoclear = struct.unpack_from(">QQQ", raw, 72)
-        if autoclear & ~1:  # bit 0: bitmaps; bit 1: the data are in another file
-            raise DiskRefused(f"qcow2 autoclear bits {autoclear:#x} are not known", hint=_CONVERT)
         (length,) = struct.unpack_from(">I", raw, 100)
         compression = raw[104] if length > 104 else 0
         if not 104 <= length <= 4096 or length % 8:
@@ -112,6 +110,8 @@ def _header(window: Window, *, overlay: bool) -> _Header:
     if crypt:
         raise DiskRefused("this qcow2 is encrypted", hint="decrypt it first with qemu-img convert")
     _features(incompatible, compression)
+    if autoclear & ~1:  # bit 0: bitmaps; bit 1: the data are in another file
+        raise DiskRefused(f"qcow2 autoclear bits {autoclear:#x} are not known", hint=_CONVERT)
     if not 9 <= bits <= 21 or (incompatible & _EXTENDED and bits < 14):
         raise DiskRefused(f"a qcow2 cluster size of 2^{bits} bytes is not known", hint=_CONVERT)
     if size == 0 or size % 512:

@@ -68,7 +68,7 @@ def open_upload(
             images = ova.open_disks(window, appliance, max_size=limit)
         elif declared == "ova":
             raise DiskRefused(
-                "it is declared as an OVA, but does not begin with an .ovf member",
+                "it is declared as an OVA, but is no tar file",
                 hint="leave the declaration out, or declare the format of the disk",
             )
         else:
