@@ -1,5 +1,6 @@
 """Partitions, file systems by their first bytes, and where the operating system is."""
 
+import random
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,3 +167,17 @@ def test_no_first_sectors_are_too_strange(head: bytes, signed: bool) -> None:
     for partition in survey(disk).partitions:
         assert 0 <= partition.offset < partition.offset + partition.size <= disk.size
     inspect(disk)
+
+
+def test_a_damaged_system_is_never_an_error(tmp_path: Path) -> None:
+    whole = small_root(tmp_path)
+    used = [at for at in range(1024, len(whole), 256) if any(whole[at : at + 256])]
+    for seed in range(150):
+        dice = random.Random(seed)
+        data = bytearray(whole)
+        for _ in range(dice.randint(1, 30)):
+            data[dice.choice(used) + dice.randrange(256)] = dice.choice(
+                (0, 1, 255, dice.randrange(256))
+            )
+        found = inspect(Memory(bytes(data)))
+        assert found.notes or found.os_type is OsType.LINUX

@@ -32,7 +32,7 @@ INLINE = 0x10000000
 _EXTENT_MAGIC, _XATTR_MAGIC = 0xF30A, 0xEA020000
 _SYSTEM = 7  # the name index of "system." attributes
 _LONGEST = 32768  # blocks of a written extent; a greater length marks an unwritten one
-_MAX_DIRECTORY = 256 << 20
+_MAX_DIRECTORY = 64 << 20
 _MAX_DEPTH = 5
 _MAX_NODES = 1 << 17  # of one file's tree
 

@@ -159,10 +159,10 @@ def _host_keys(guest: Tree) -> Iterator[str]:
 
 
 def _packages(guest: Tree) -> int:
-    dpkg = guest.read("/var/lib/dpkg/status", 256 << 20)
+    dpkg = guest.read("/var/lib/dpkg/status", 64 << 20)
     if dpkg:
         return dpkg.count(b"\nStatus: install ok installed\n")
-    apk = guest.read("/lib/apk/db/installed", 256 << 20) or b""
+    apk = guest.read("/lib/apk/db/installed", 64 << 20) or b""
     return (b"\n" + apk).count(b"\nP:")
 
 
