@@ -73,7 +73,9 @@ def create_vm(context: Context, request: VmRequest) -> VirtualMachine:
         for disk in vm.disks:
             operation.claim("disk", disk.id)
         _make_files(context, operation, vm, request)
-        context.catalog.add_vm(vm, allow_second=request.allow_duplicate_identity)
+        with context.lock("launch"):  # two commands must not choose the same port or uid
+            vm = _placed(context, vm, request)
+            context.catalog.add_vm(vm, allow_second=request.allow_duplicate_identity)
         if request.start:
             _start_or_undo(context, vm)
     return vm
@@ -119,10 +121,9 @@ def _check(request: VmRequest, image: Image) -> None:
 
 
 def _plan(context: Context, request: VmRequest, image: Image) -> VirtualMachine:
-    """The VM and its disks, with ids, ports, MAC and uid that nobody else has."""
+    """The VM and its disks; it has no port and no uid yet."""
     vm_id = names.new_id()
     now = datetime.now(UTC)
-    others = context.catalog.list_vms()
 
     def disk(source: ImageDisk | None, lun: int | None, size: int) -> ManagedDisk:
         suffix = "os" if lun is None else f"lun{lun}"
@@ -142,8 +143,6 @@ def _plan(context: Context, request: VmRequest, image: Image) -> VirtualMachine:
     disks += [disk(source, source.lun, source.size) for source in image.data_disks]
     disks += [disk(None, lun, size) for lun, size in sorted(request.new_data_disks.items())]
     generalized = image.os_state is OsState.GENERALIZED
-    used = {vm.ssh_port for vm in others} | {port for vm in others for port, _ in vm.forwards}
-    ssh_port = _free_port(used)
     notes: tuple[str, ...] = ()
     if request.allow_duplicate_identity and not generalized:
         notes = ("made with --allow-duplicate-identity: it may share another VM's identity",)
@@ -159,14 +158,26 @@ def _plan(context: Context, request: VmRequest, image: Image) -> VirtualMachine:
         os_state=image.os_state,
         computer_name=_computer_name(request) if generalized else None,
         admin_user=(request.admin_user or "azureuser") if generalized else None,
-        ssh_port=ssh_port,
-        forwards=_forwards(request.forwards, used | {ssh_port}),
+        ssh_port=0,
         mac="52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3)),
-        uid=_free_uid(context, {vm.uid for vm in others}) if os.geteuid() == 0 else None,
         notes=notes,
         disks=tuple(disks),
         tags=dict(request.tags),
         created_at=now,
+    )
+
+
+def _placed(context: Context, vm: VirtualMachine, request: VmRequest) -> VirtualMachine:
+    """The VM with ports and a uid that no other has."""
+    others = context.catalog.list_vms()
+    used = {other.ssh_port for other in others}
+    used |= {port for other in others for port, _ in other.forwards}
+    ssh_port = _free_port(used)
+    return replace(
+        vm,
+        ssh_port=ssh_port,
+        forwards=_forwards(request.forwards, used | {ssh_port}),
+        uid=_free_uid(context, {other.uid for other in others}) if os.geteuid() == 0 else None,
     )
 
 
