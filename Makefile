@@ -33,7 +33,7 @@ lint: setup ## Style, types, import order
 	@.venv/bin/lint-imports --no-logo
 
 bench: setup ## Measure against qemu-img and restic
-	@$(PYTHON) bench/run.py
+	@$(PYTHON) bench/upload_capture.py
 
 clean: ## Remove what set-up and tests made (not Debian packages, not the cache of recipes)
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
