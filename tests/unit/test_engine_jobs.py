@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 
@@ -408,3 +409,21 @@ def test_export_refusals(context, disks, tmp_path):
     export_image(context, "img", tmp_path / "there.vhd", overwrite=True)
     with open_image(tmp_path / "there.vhd") as opened:
         assert opened.virtual_size == 8 * MIB
+
+
+def test_vms_made_at_once_share_no_port_and_no_uid(context, disks):
+    upload(context, disks)
+
+    def create(number):
+        own = wire.build(home=context.home)
+        try:
+            return create_vm(own, VmRequest(name=f"vm{number}", image="img", start=False))
+        finally:
+            own.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(create, range(6)))
+    assert len({one.ssh_port for one in made}) == 6
+    assert len({one.mac for one in made}) == 6
+    if os.geteuid() == 0:
+        assert len({one.uid for one in made}) == 6
