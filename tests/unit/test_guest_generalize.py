@@ -210,7 +210,8 @@ def used_machine(root: Path) -> None:
     plant(root, "/etc/fstab", FSTAB)
     plant(root, "/boot/vmlinuz-6.1.0-1-amd64", "kernel")
     plant(root, "/var/lib/dpkg/status", "Package: a\nStatus: install ok installed\n" * 7)
-    plant(root, "/swapfile", (b"swap" + bytes(4092)) + gone("swap-file").encode() * 900)
+    plant(root, "/swapfile", bytes(4086) + b"SWAPSPACE2" + gone("swap-file").encode() * 900)
+    plant(root, "/swap.img", gone("unsigned-swap").encode() * 900)
     (root / "tmp").chmod(0o1777)
     if os.geteuid() == 0:
         for path, uid in (("home/alice", 1000), ("opt/people/bob", 1001), ("home/gone", 1500)):
@@ -352,7 +353,7 @@ def test_what_must_stay_in_place(outcome: Outcome) -> None:
         assert guest.list("/var/log/journal") == []
         swap = guest.read("/swapfile")
         assert swap is not None
-        assert swap[:4] == b"swap"
+        assert swap[4086:4096] == b"SWAPSPACE2"
         assert not any(swap[4096:])
     assert outcome.raw[SWAP_AT + 4086 : SWAP_AT + 4096] == b"SWAPSPACE2"
 

@@ -5,24 +5,26 @@ from collections.abc import Iterator
 from calotype.guest.guest import Guest, Tree, lines
 from calotype.guest.steps.step import SysprepStep
 
-#: A swap file's first page says what it is.
+#: A swap space's first page says what it is.
 PAGE = 4096
+_SIGNATURE = b"SWAPSPACE2"
 
 
 def perform(guest: Guest) -> None:
     """Overwrite the pages."""
-    for path in _swap_files(guest):
-        if not guest.is_blank(path, PAGE):
-            guest.blank(path, PAGE)
+    for path, keep in list(_swap_files(guest)):
+        if not guest.is_blank(path, keep):
+            guest.blank(path, keep)
 
 
 def check(guest: Tree) -> list[str]:
     """Swap files that hold something."""
-    left = [path for path in _swap_files(guest) if not guest.is_blank(path, PAGE)]
+    left = [path for path, keep in _swap_files(guest) if not guest.is_blank(path, keep)]
     return [f"{path} holds swapped pages" for path in left]
 
 
-def _swap_files(guest: Tree) -> Iterator[str]:
+def _swap_files(guest: Tree) -> Iterator[tuple[str, int]]:
+    """(path, bytes to keep) of each: of one that was never made a swap file, nothing is kept."""
     named = {"/swapfile", "/swap.img", "/swap", "/var/swap", "/var/swapfile", "/swapfile.sys"}
     for line in lines(guest, "/etc/fstab"):
         fields = line.split()
@@ -31,7 +33,8 @@ def _swap_files(guest: Tree) -> Iterator[str]:
     for path in sorted(named):
         found = guest.stat(path)
         if found is not None and found.is_file:
-            yield path
+            signed = (guest.read(path, PAGE) or b"").endswith(_SIGNATURE)
+            yield path, PAGE if signed else 0
 
 
 STEP = SysprepStep(
