@@ -110,6 +110,34 @@ def assert_found(broken: MemoryStore, key: str, images: dict[str, str]) -> None:
     assert unreadable <= set(report.touched)
 
 
+def test_a_changed_header_is_found(filled):
+    objects, _ = filled
+    key = next(objects.list("packs/")).key
+    for at in range(8):
+        broken = copy_of(objects)
+        damaged = bytearray(objects.get(key))
+        damaged[at] ^= 16
+        broken.put(key, damaged)
+        assert [d.key for d in Repository(broken).check().damage] == [key]
+
+
+def test_bytes_that_still_decompress_are_found_by_the_frame_checksum(filled):
+    """The footer's checksum is wrong, though every chunk is right."""
+    objects, _ = filled
+    key = next(objects.list("packs/")).key
+    whole = objects.get(key)
+    length = struct.unpack_from("<Q", whole, len(whole) - 48)[0]
+    foot = bytearray(whole[-48 - length : -48])
+    foot[-1] ^= 1
+    forged = copy_of(objects)
+    forged.delete(key)
+    name, data = rebuilt(bytes(foot), whole[: -48 - length])
+    forged.put(name, data)
+    report = Repository(forged).check()
+    assert [d.key for d in report.damage] == [name]
+    assert report.touched
+
+
 def test_without_reading_data_missing_chunks_are_found(filled):
     objects, _ = filled
     packs = [s.key for s in objects.list("packs/")]

@@ -51,12 +51,13 @@ for extent in CHANGED:
 class Crash:
     """Counts what changes the disk, and dies at the Nth such call."""
 
-    def __init__(self, at: int, *, power: bool) -> None:
+    def __init__(self, at: int, place: Path, *, power: bool) -> None:
         self._at = at
+        self._place = place
         self._power = power
         self._count = 0
         self._lock = threading.RLock()
-        self._unsynced: dict[str, int] = {}  # path -> descriptor with unsynced bytes
+        self._unsynced: set[tuple[int, int]] = set()  # files (device, inode) with unsynced bytes
         self._names: list[tuple[str, Callable[[], None]]] = []  # directory, how to undo
         self._real = {
             name: getattr(os, name)
@@ -72,8 +73,10 @@ class Crash:
         if self._count != self._at:
             return
         if self._power:
-            for fd in self._unsynced.values():
-                self._real["ftruncate"](fd, os.fstat(fd).st_size // 2)
+            for path in self._place.rglob("*"):
+                state = path.stat()
+                if (state.st_dev, state.st_ino) in self._unsynced:
+                    os.truncate(path, state.st_size // 2)
             for _directory, undo in reversed(self._names):
                 undo()
         os._exit(CRASHED)
@@ -83,7 +86,7 @@ class Crash:
             self._next()
             self._real["fsync"](fd)
             path = os.readlink(f"/proc/self/fd/{fd}")
-            self._unsynced.pop(path, None)
+            self._unsynced.discard(_file(fd))
             self._names = [entry for entry in self._names if entry[0] != path]
 
     def rename(self, source, target):
@@ -107,7 +110,7 @@ class Crash:
 
     def writev(self, fd, buffers):
         with self._lock:
-            self._unsynced[os.readlink(f"/proc/self/fd/{fd}")] = fd
+            self._unsynced.add(_file(fd))
             half = b"".join(buffers)
             if self._count + 1 == self._at:
                 self._real["writev"](fd, [half[: len(half) // 2]])
@@ -117,7 +120,7 @@ class Crash:
 
     def pwritev(self, fd, buffers, offset):
         with self._lock:
-            self._unsynced[os.readlink(f"/proc/self/fd/{fd}")] = fd
+            self._unsynced.add(_file(fd))
             self._next()
             written: int = self._real["pwritev"](fd, buffers, offset)
             return written
@@ -126,6 +129,11 @@ class Crash:
         with self._lock:
             self._next()
             self._real["ftruncate"](fd, size)
+
+
+def _file(fd: int) -> tuple[int, int]:
+    state = os.fstat(fd)
+    return state.st_dev, state.st_ino
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -173,6 +181,8 @@ def work(path: Path, base: str) -> None:
     repository.ingest(BytesDisk(SECOND))
     repository.ingest(BytesDisk(bytes(THIRD)), base=base, changed=CHANGED)
     repository.materialize(base, path.parent / "base.raw")
+    repository.sweep()  # a step after the last, to crash at
+    DirectoryStore(path).persist("packs/")
 
 
 def converge(path: Path, base: str, expected: dict[str, bytes]) -> None:
@@ -212,7 +222,7 @@ def test_every_point_of_ingest_capture_and_materialize(place, power):
         shutil.copytree(template, path)
 
         def crashing(at: int = at, path: Path = path) -> None:
-            Crash(at, power=power).install()
+            Crash(at, path.parent, power=power).install()
             work(path, base)
 
         status = forked(crashing)
@@ -230,7 +240,7 @@ def test_every_point_of_creation(place, power):
         path = place / str(at)
 
         def crashing(at: int = at, path: Path = path) -> None:
-            Crash(at, power=power).install()
+            Crash(at, path, power=power).install()
             Repository.open_or_create(DirectoryStore(path))
 
         if forked(crashing) == 0:

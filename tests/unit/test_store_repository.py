@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from calotype.disk.base import Disk, Extent, read
 from calotype.errors import InvalidInput, NotFound, StoreDamaged
-from calotype.store import DirectoryStore, MemoryStore, Repository
+from calotype.store import DirectoryStore, MemoryStore, Repository, capture, ingest
 from calotype.store.chunking import Chunking
 
 MIB = 1 << 20
@@ -115,6 +115,26 @@ def test_what_is_ingested_reads_back_and_equal_bytes_are_one_index(content, gran
     assert [e.offset for e in extents] == [0, *(e.end for e in extents)][: len(extents)]
     assert sum(e.length for e in extents) == disk.size == len(data)
     assert all(not any(data[e.offset : e.end]) for e in extents if e.zero)
+
+
+@settings(max_examples=60, deadline=None)
+@given(CONTENTS, st.sampled_from([320, 384, 1000]), st.sampled_from([512, 65536]))
+def test_windows_do_not_matter(content, window, granularity):
+    """The Index is the same however much of the disk is in memory at once, with holes and without."""
+    data = content.make()
+    repository = Repository.create(MemoryStore())
+    index = repository.ingest(MemoryDisk(data)).index
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest, "WINDOW", window << 10)
+        for holes in ([], zero_runs(data, granularity)):
+            taken = repository.ingest(MemoryDisk(data, holes))
+            assert (taken.index, taken.new_chunks) == (index, 0)
+        patch.setattr(capture, "WINDOW", window << 10)
+        turned = data[::-1]
+        all_of_it = [Extent(0, len(data), zero=False)]
+        taken = repository.ingest(MemoryDisk(turned), base=index, changed=all_of_it)
+    assert whole(repository, taken.index) == turned
+    assert whole(repository, index) == data
 
 
 @settings(max_examples=60, deadline=None)

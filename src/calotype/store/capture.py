@@ -38,8 +38,11 @@ class RegionCapture:
         parts = [old.without(firsts - start, lasts - start)]
         firsts, lasts = self._source.runs.within(start, end)
         for first, last in zip((firsts - start).tolist(), (lasts - start).tolist(), strict=True):
-            for at in range(first, last, WINDOW):
-                parts += self._window(start, at, min(at + WINDOW, last), old)
+            at = first
+            while at < last:
+                end = min((at + WINDOW) // self._grid * self._grid, last)
+                parts += self._window(start, at, end, old)
+                at = end
         return Rows.join(parts).leaf()
 
     def _window(self, region: int, start: int, end: int, old: Rows) -> Iterator[Rows]:
@@ -56,9 +59,7 @@ class RegionCapture:
     def _unchanged(self, view: memoryview, start: int, end: int, old: Rows) -> Rows:
         """The base's rows that are whole chunks inside the window and still hold the same bytes."""
         last = old.offset + old.length
-        whole = np.flatnonzero(
-            (old.offset >= start) & (last <= end) & (old.skip == 0) & (old.length == old.sizes)
-        )
+        whole = np.flatnonzero((old.offset >= start) & (last <= end) & (old.length == old.sizes))
         spans = zip(
             (old.offset[whole] - start).tolist(), (last[whole] - start).tolist(), strict=True
         )
