@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from calotype.config import Home
+from calotype.engine.operation import lock
 from calotype.run import run
 
 
@@ -15,7 +16,8 @@ def ensure(home: Home) -> str:
     """The public key; the pair is made when it is not there."""
     key = private_key(home)
     public = key.with_name(key.name + ".pub")
-    if not public.exists():
-        key.unlink(missing_ok=True)  # a pair that was half made is of no use
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "calotype", "-f", str(key)])
-    return public.read_text().strip()
+    with lock(home, "keys"):
+        if not public.exists():
+            key.unlink(missing_ok=True)  # a pair that was half made is of no use
+            run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "calotype", "-f", str(key)])
+        return public.read_text().strip()
