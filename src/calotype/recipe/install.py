@@ -4,6 +4,7 @@ As root it works in a chroot with a mount table of its own, as an ordinary user 
 host's mount table is never touched. The result leaves it as a tar file.
 """
 
+import contextlib
 import io
 import os
 import signal
@@ -19,7 +20,7 @@ from calotype.recipe.record import Recipe
 from calotype.recipe.tree import Tree
 from calotype.run import kill_group, spawn
 
-#: Seconds for an interrupted mmdebstrap to take its chroot down.
+#: Seconds that an interrupted mmdebstrap of an ordinary user may take to remove its chroot.
 _PATIENCE = 30
 
 
@@ -81,10 +82,18 @@ def pack(trees: list[Path]) -> bytes:
     return buffer.getvalue()
 
 
+#: As root: in a process table of its own, which ends when we do, however we do.
+_CONTAINED = (
+    *("setpriv", "--pdeathsig", "KILL", "--"),
+    *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"),
+)
+
+
 def _mmdebstrap(argv: list[str], work: Path) -> None:
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     if os.geteuid() == 0:
         environment["TMPDIR"] = str(work)
+        argv = [*_CONTAINED, *argv]
     process = spawn(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
     last: deque[str] = deque(maxlen=12)
 
@@ -113,12 +122,10 @@ def _mmdebstrap(argv: list[str], work: Path) -> None:
 
 
 def _interrupt(process: subprocess.Popen[bytes]) -> None:
-    """Let mmdebstrap remove its chroot, which may hold files of subordinate users; then be sure."""
-    try:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=_PATIENCE)
-    except (ProcessLookupError, subprocess.TimeoutExpired):
-        pass
-    finally:
-        kill_group(process)
-        process.wait()
+    """End mmdebstrap; an ordinary user's must itself remove its chroot, whose files are not ours."""
+    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        if os.geteuid() != 0:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=_PATIENCE)
+    kill_group(process)
+    process.wait()
