@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 from calotype.errors import Conflict, GuestError, TimedOut, ToolFailed
 from calotype.machine.channel import Channel, connect
 from calotype.machine.layout import Layout
+from calotype.machine.qmp import Qmp
 
 #: Bytes of a file moved by one call to the agent.
 _BLOCK = 1 << 20
 
-_HINT = "install and enable qemu-guest-agent in the guest, or wait until it has booted"
+#: What helps when no agent answers.
+HINT = "install and enable qemu-guest-agent in the guest, or wait until it has booted"
 
 
 class Completed(NamedTuple):
@@ -82,6 +84,16 @@ class Conversation(Channel):
         if arguments:
             request["arguments"] = arguments
         self.send(json.dumps(request).encode() + b"\n", deadline)
+
+
+def connected(layout: Layout) -> bool:
+    """Whether a process in the guest has opened the agent's channel; false when the VM is off."""
+    try:
+        with Qmp.open(layout.query) as qmp:
+            entries = qmp.execute("query-chardev")
+    except (ToolFailed, OSError):
+        return False
+    return any(entry["label"] == "agent" and entry["frontend-open"] for entry in entries)
 
 
 class Agent:
@@ -228,7 +240,7 @@ def _as_guest_error() -> Iterator[None]:
     try:
         yield
     except TimedOut as error:
-        raise GuestError("the guest agent does not answer", hint=_HINT) from error
+        raise GuestError("the guest agent does not answer", hint=HINT) from error
     except ToolFailed as error:
         raise GuestError(error.message) from error
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from calotype.errors import CalotypeError, GuestError, NotAllowed, NotFound, ToolFailed
-from calotype.machine.agent import Agent, Conversation
+from calotype.machine.agent import HINT, Agent, Conversation, connected
 from calotype.machine.layout import Layout
 from calotype.machine.nodes import node
 from calotype.machine.process import alive
@@ -187,6 +187,8 @@ class _NotFrozenError(GuestError):
 
 def _while_frozen(layout: Layout, begin: Callable[[], object]) -> float:
     """Call ``begin`` while the guest's file systems are frozen; return for how many seconds."""
+    if not connected(layout):
+        raise _NotFrozenError("no guest agent is running", hint=HINT)
     agent = Agent(layout.root, patience=_PROBE)
     with contextlib.ExitStack() as stack:
         try:

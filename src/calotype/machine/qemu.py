@@ -19,7 +19,7 @@ from calotype.errors import GuestError, NotAllowed, NotFound, TimedOut, ToolFail
 from calotype.machine import console as terminal
 from calotype.machine import point_in_time as moment
 from calotype.machine import probe
-from calotype.machine.agent import Agent
+from calotype.machine.agent import Agent, connected
 from calotype.machine.channel import peer
 from calotype.machine.cmdline import OVMF_VARS, SEED, VARS, command_line, firmware
 from calotype.machine.layout import Layout, give, link, read_guarded
@@ -95,11 +95,7 @@ class QemuDriver:
         """
         layout = Layout(directory)
         with layout.lock(), _running(layout) as process:
-            try:
-                if not _agent_connected(layout):
-                    raise GuestError("no agent")  # noqa: TRY301 - the other way is below
-                Agent(directory, patience=5.0).shutdown()
-            except GuestError:
+            if not _asked(layout, "powerdown"):
                 with _control(layout) as qmp:
                     qmp.execute("system_powerdown")
             if not process.wait(timeout):
@@ -120,9 +116,8 @@ class QemuDriver:
         """
         layout = Layout(directory)
         with layout.lock(), _running(layout), _control(layout) as qmp:
-            with contextlib.suppress(GuestError, TimedOut):
-                if _agent_connected(layout):
-                    Agent(directory, patience=5.0).shutdown("reboot")
+            if _asked(layout, "reboot"):
+                with contextlib.suppress(TimedOut):
                     qmp.wait("RESET", timeout=timeout)
                     return True
             qmp.execute("system_reset")
@@ -263,21 +258,23 @@ def _control(layout: Layout) -> Iterator[Qmp]:
         yield qmp
 
 
+def _asked(layout: Layout, mode: str) -> bool:
+    """Ask the guest's agent to power off or reboot; false when it cannot be asked."""
+    if not connected(layout):
+        return False
+    try:
+        Agent(layout.root, patience=5.0).shutdown(mode)
+    except GuestError:
+        return False
+    return True
+
+
 def _recorded(layout: Layout) -> str | None:
     try:
         record = json.loads(layout.record.read_bytes())
     except (OSError, ValueError):
         return None
     return str(record["id"])
-
-
-def _agent_connected(layout: Layout) -> bool:
-    """Whether a process in the guest has opened the agent's channel."""
-    with Qmp.open(layout.query) as qmp:
-        for entry in qmp.execute("query-chardev"):
-            if entry["label"] == "agent":
-                return bool(entry["frontend-open"])
-    return False
 
 
 def _furnish(spec: MachineSpec, layout: Layout) -> None:
