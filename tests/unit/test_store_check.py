@@ -268,6 +268,25 @@ def test_a_forged_footer_is_refused_or_harmless(filled, draw):
     assert int(found.frame_raw.max()) <= 8 * MIB
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        pack.FrameRow(10, 2 * MIB, pack.Codec.ZSTD, b"c" * 32, [b"d" * 32] * 8, [MIB // 4] * 8),
+        pack.FrameRow(10, 9, pack.Codec.ZSTD, b"c" * 32, [b"d" * 32], [9]),
+        pack.FrameRow(10, 11, pack.Codec.RAW, b"c" * 32, [b"d" * 32], [11]),
+        pack.FrameRow(10, 20, pack.Codec.ZSTD, b"c" * 32, [b"d" * 32], [19]),
+        pack.FrameRow(10, 20, pack.Codec.ZSTD, b"c" * 32, [b"d" * 32] * 2, [20, 0]),
+        pack.FrameRow(11, 20, pack.Codec.ZSTD, b"c" * 32, [b"d" * 32], [20]),
+    ],
+)
+def test_a_footer_that_does_not_add_up_is_refused(row):
+    key, data = rebuilt(pack.footer(pack.Kind.DATA, "default", [row]), pack.HEADER + b"0123456789")
+    objects = MemoryStore()
+    objects.put(key, data)
+    with pytest.raises(StoreDamaged):
+        pack.load(objects, key, len(data))
+
+
 def test_a_bomb_is_not_decompressed():
     bomb = zstandard.ZstdCompressor().compress(bytes(64 * MIB))
     with pytest.raises(StoreDamaged):

@@ -61,7 +61,16 @@ class Crash:
         self._names: list[tuple[str, Callable[[], None]]] = []  # directory, how to undo
         self._real = {
             name: getattr(os, name)
-            for name in ("fsync", "rename", "link", "writev", "pwritev", "unlink", "ftruncate")
+            for name in (
+                "fsync",
+                "rename",
+                "link",
+                "mkdir",
+                "writev",
+                "pwritev",
+                "unlink",
+                "ftruncate",
+            )
         }
 
     def install(self) -> None:
@@ -70,8 +79,11 @@ class Crash:
 
     def _next(self) -> None:
         self._count += 1
-        if self._count != self._at:
-            return
+        if self._count == self._at:
+            self.now()
+
+    def now(self) -> None:
+        """Die."""
         if self._power:
             for path in self._place.rglob("*"):
                 state = path.stat()
@@ -102,6 +114,12 @@ class Crash:
             self._next()
             self._real["link"](source, target)
             self._names.append((os.path.dirname(target), lambda: self._real["unlink"](target)))
+
+    def mkdir(self, path, mode=0o777):
+        with self._lock:
+            self._next()
+            self._real["mkdir"](path, mode)
+            self._names.append((os.path.dirname(path), lambda: shutil.rmtree(path, True)))
 
     def unlink(self, path):
         with self._lock:
@@ -250,6 +268,22 @@ def test_every_point_of_creation(place, power):
         assert content(Repository(DirectoryStore(path)), index) == FIRST
         assert repository.check().ok
     assert at > 8
+
+
+def test_an_image_acknowledged_in_a_new_store_survives_a_power_cut(place):
+    path = place / "new" / "store"
+
+    def acknowledge() -> None:
+        crash = Crash(0, place, power=True)
+        crash.install()
+        Repository.open_or_create(DirectoryStore(path)).ingest(BytesDisk(FIRST))
+        crash.now()
+
+    assert forked(acknowledge) == CRASHED
+    repository = Repository(DirectoryStore(path))
+    (index,) = repository.indexes()
+    assert content(repository, index) == FIRST
+    assert repository.check().ok
 
 
 @pytest.mark.usefixtures("small_packs")

@@ -137,6 +137,20 @@ def test_windows_do_not_matter(content, window, granularity):
     assert whole(repository, index) == data
 
 
+def test_a_run_that_goes_on_in_zeros_is_cut_as_a_whole(monkeypatch):
+    """Every block has one byte of data at its start, and chunks end in the zeros behind it."""
+    repository = Repository.create(MemoryStore())
+    disks = []
+    for length in range(6000, 30_000, 2000):
+        data = bytearray(MIB)
+        data[:length] = POOL[2][:length]
+        data[::65536] = b"x" * 16
+        disks.append(MemoryDisk(bytes(data)))
+    expected = [repository.ingest(disk).index for disk in disks]
+    monkeypatch.setattr(ingest, "WINDOW", 320 << 10)
+    assert [repository.ingest(disk).index for disk in disks] == expected
+
+
 @settings(max_examples=60, deadline=None)
 @given(CONTENTS, st.data())
 def test_any_range_reads_as_it_was(content, draw):
