@@ -1,7 +1,7 @@
 """The method *install*: a whole system, installed by mmdebstrap as on a real machine.
 
-As root it works in a chroot with a mount table of its own, as an ordinary user in a user namespace; the
-host's mount table is never touched. The result leaves it as a tar file.
+As root it works in a chroot with a mount table of its own, straight in the tree; as an ordinary user in a
+user namespace, which the system leaves as a tar file. The host's mount table is never touched.
 """
 
 import contextlib
@@ -31,34 +31,47 @@ def fill(recipe: Recipe, tree: Tree, debs: Path, work: Path) -> None:
         ToolMissing: mmdebstrap is not installed.
         ToolFailed: the mirror cannot be reached, or a package or a script of the recipe failed.
     """
+    if os.geteuid() == 0:
+        _mmdebstrap(arguments(recipe, tree.root, debs, work, root=True), work)
+        tree.prune(["dev/*"])  # the guest's devtmpfs makes its own
+        return
     archive = work / "root.tar"
-    _mmdebstrap(arguments(recipe, archive, debs, work), work)
+    _mmdebstrap(arguments(recipe, archive, debs, work, root=False), work)
     tree.unpack_file(archive)
     archive.unlink()
 
 
-def arguments(recipe: Recipe, archive: Path, debs: Path, work: Path) -> list[str]:
-    """The argument list of mmdebstrap; writes the files it names into ``work``."""
+def arguments(recipe: Recipe, target: Path, debs: Path, work: Path, *, root: bool) -> list[str]:
+    """The argument list of mmdebstrap; writes the files it names into ``work``.
+
+    As ``root`` the ``target`` is a directory, else a tar file.
+    """
     overlay = work / "overlay.tar"
     overlay.write_bytes(pack(recipe.file_trees))
-    cache = "/var/cache/apt/archives"
-    argv = ["mmdebstrap", "--variant=minbase", "--format=tar", "--components=main"]
+    archives = "/var/cache/apt/archives"
+    if root:  # on one file system: links instead of copies
+        bring = f'find {debs} -name "*.deb" -exec cp -lt "$1{archives}" {{}} +'
+        take = f'find "$1{archives}" -name "*.deb" -exec cp -lnt {debs} {{}} +'
+    else:
+        bring, take = f"sync-in {debs} {archives}", f"sync-out {archives} {debs}"
+    kind = "directory" if root else "tar"
+    argv = ["mmdebstrap", "--variant=minbase", f"--format={kind}", "--components=main"]
     argv += ["--skip=essential/unlink,download/empty", f"--include={','.join(recipe.packages)}"]
     argv += [f"--aptopt={line}" for line in apt.fetch_options()]
     argv += ["--dpkgopt=force-unsafe-io", "--dpkgopt=force-confold"]
-    argv += [f'--setup-hook=mkdir -p "$1{cache}"', f"--setup-hook=sync-in {debs} {cache}"]
+    argv += [f'--setup-hook=mkdir -p "$1{archives}"', f"--setup-hook={bring}"]
     # The recipe's files come before the packages that read them while they are configured.
     argv += [f"--essential-hook=tar-in {overlay} /"]
     for number, script in enumerate(recipe.scripts):
         inside = f"/tmp/setup{number}"
         argv += [f"--customize-hook=upload {script} {inside}"]
         argv += [f'--customize-hook=chroot "$1" sh -eu {inside}']
-    argv += [f"--customize-hook=sync-out {cache} {debs}"]
-    argv += [f'--customize-hook=chown 0:0 "$1{cache}"']  # sync-in made it the builder's
+    argv += [f"--customize-hook={take}"]
+    argv += [f'--customize-hook=chown 0:0 "$1{archives}"']  # sync-in made it the builder's
     argv += ['--customize-hook=rm -f "$1"/etc/apt/apt.conf.d/99mmdebstrap']
     argv += ['--customize-hook=rm -f "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap']
     sources = apt.mirror_lines(recipe.suite, apt.host_sources())
-    return [*argv, recipe.suite, str(archive), *sources]
+    return [*argv, recipe.suite, str(target), *sources]
 
 
 def pack(trees: list[Path]) -> bytes:
