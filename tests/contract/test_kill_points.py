@@ -4,13 +4,22 @@ The command line runs under strace, which kills it at its Nth fsync, rename or u
 command runs again. Nothing half-made is ever listed, nothing is left in scratch, and the store checks clean.
 """
 
-import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
+
+from calotype import wire
+from calotype.config import Home
+from calotype.engine import images, machines, storage
+from calotype.engine.capture import CaptureRequest, capture_vm
+from calotype.engine.import_ import ImageRequest, import_image
+from calotype.engine.launch import VmRequest, create_vm
+from calotype.engine.sources import Upload
+from calotype.model import OsState
 
 STRACE = shutil.which("strace")
 CALLS = "fsync,fdatasync,rename,renameat2,link,linkat,unlink,unlinkat,mkdir"
@@ -18,43 +27,30 @@ CALLS = "fsync,fdatasync,rename,renameat2,link,linkat,unlink,unlinkat,mkdir"
 pytestmark = pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 
 
-class Cli:
-    def __init__(self, home):
-        self.home = home
-        self.env = {**os.environ, "CALOTYPE_HOME": str(home)}
+def killed(home, point, *arguments):
+    """Run a command that is killed at a point; False when it ended before it got there."""
+    inject = f"inject={CALLS}:signal=SIGKILL:when={point}"
+    done = subprocess.run(
+        [
+            *(STRACE, "-f", "-qq", "-o", os.devnull, "-e", f"trace={CALLS}", "-e", inject),
+            *(sys.executable, "-m", "calotype", *map(str, arguments)),
+        ],
+        env={**os.environ, "CALOTYPE_HOME": str(home)},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode in (0, -9, 137), done.stderr.decode()
+    return done.returncode != 0
 
-    def argv(self, *arguments):
-        return [sys.executable, "-m", "calotype", *map(str, arguments)]
 
-    def __call__(self, *arguments):
-        done = subprocess.run(
-            self.argv(*arguments, "-o", "json"), env=self.env, capture_output=True, check=False
-        )
-        assert done.returncode == 0, (arguments, done.stderr.decode())
-        return json.loads(done.stdout) if done.stdout.strip() else None
-
-    def killed(self, point, *arguments):
-        """Run a command that is killed at a point; False when it ended before it got there."""
-        inject = f"inject={CALLS}:signal=SIGKILL:when={point}"
-        done = subprocess.run(
-            [
-                STRACE,
-                "-f",
-                "-qq",
-                "-o",
-                os.devnull,
-                "-e",
-                f"trace={CALLS}",
-                "-e",
-                inject,
-                *self.argv(*arguments),
-            ],
-            env=self.env,
-            capture_output=True,
-            check=False,
-        )
-        assert done.returncode in (0, -9, 137), done.stderr.decode()
-        return done.returncode != 0
+@contextmanager
+def opened(home):
+    """The installation, in this process: what the next command sees."""
+    context = wire.build(home=Home(home))
+    try:
+        yield context
+    finally:
+        context.close()
 
 
 @pytest.fixture(scope="module")
@@ -68,104 +64,125 @@ def disk(tmp_path_factory):
     return path
 
 
-def assert_tidy(cli):
+def assert_tidy(context):
     """Only what the catalogue lists is there, and all of it is whole."""
-    cli("disk", "create", "tidy", "--size", "1M")  # any operation cleans up after the killed one
-    cli("disk", "delete", "tidy")
-    assert [path.name for path in (cli.home / "tmp").glob("op-*")] == []
-    vms, disks = cli("vm", "list"), cli("disk", "list")
-    assert {p.name for p in (cli.home / "vms").iterdir()} == {vm["id"] for vm in vms}
-    assert {p.stem for p in (cli.home / "disks").iterdir()} == {d["id"] for d in disks}
-    check = cli("store", "check")
-    assert check["ok"], check
-    for image in cli("image", "list"):
-        target = cli.home / "out.raw"
-        cli("image", "export", image["name"], target, "--overwrite")
+    machines.create_disk(context, "tidy", 1 << 20)  # any operation cleans up after the killed one
+    machines.delete_disk(context, "tidy")
+    assert list(context.home.tmp.glob("op-*")) == []
+    vms, disks = context.catalog.list_vms(), context.catalog.list_disks()
+    assert {path.name for path in context.home.vms.iterdir()} == {vm.id for vm in vms}
+    assert {path.stem for path in context.home.disks.iterdir()} == {disk.id for disk in disks}
+    check = storage.check(context)
+    assert check.ok, check
+    for index in context.catalog.indexes_in_use():
+        target = context.home.tmp / "whole.raw"
+        context.repository.materialize(index, target)
         target.unlink()
 
 
-#: Points are spread: early ones by one, later ones ever wider, until the command ends by itself.
-POINTS = [1, 2, 3, 5, 8, 12, 17, 23, 30, 38, 47, 57, 68, 80, 100, 130]
+#: Points are spread, ever wider, until the command ends by itself.
+POINTS = [1, 2, 4, 7, 11, 16, 22, 30, 40, 52, 70, 95, 130]
 
 
 def at_points(run):
     """Call ``run(point)`` until it says that the command was not killed any more."""
-    killed = 0
+    hits = 0
     for point in POINTS:
         if not run(point):
             break
-        killed += 1
-    assert killed >= 5, "the command was hardly ever killed: the test sees nothing"
+        hits += 1
+    assert hits >= 4, "the command was hardly ever killed: the test sees nothing"
+
+
+def upload(context, disk):
+    request = ImageRequest(name="img", os_state=OsState.SPECIALIZED)
+    return import_image(context, request, Upload(location=str(disk)), {})
+
+
+def create(context, **options):
+    return create_vm(context, VmRequest(name="vm1", image="img", start=False, **options))
+
+
+def names(resources):
+    return [resource.name for resource in resources]
 
 
 def test_upload(tmp_path, disk):
     def run(point):
-        cli = Cli(tmp_path / f"home{point}")
-        arguments = ("image", "create", "img", "--source", disk, "--os-state", "Specialized")
-        killed = cli.killed(point, *arguments)
-        names = [image["name"] for image in cli("image", "list")]
-        assert names in ([], ["img"])
-        cli(*arguments)
-        assert [image["name"] for image in cli("image", "list")] == ["img"]
-        assert_tidy(cli)
-        return killed
+        home = tmp_path / f"home{point}"
+        hit = killed(
+            home, point, "image", "create", "img", "--source", disk, "--os-state", "Specialized"
+        )
+        with opened(home) as context:
+            assert names(context.catalog.list_images()) in ([], ["img"])
+            upload(context, disk)
+            assert names(context.catalog.list_images()) == ["img"]
+            assert_tidy(context)
+        return hit
 
     at_points(run)
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory, disk):
-    """An installation with an image of the disk and a stopped VM, to copy."""
-    cli = Cli(tmp_path_factory.mktemp("template") / "home")
-    cli("image", "create", "img", "--source", disk, "--os-state", "Specialized")
-    return cli.home
+def template(tmp_path_factory, disk):
+    """An installation with an image of the disk, to copy."""
+    home = tmp_path_factory.mktemp("template") / "home"
+    with opened(home) as context:
+        upload(context, disk)
+    return home
 
 
-def copy(home, target):
-    shutil.copytree(home, target, copy_function=shutil.copy2, symlinks=True)
-    return Cli(target)
+def copy(template, target):
+    shutil.copytree(template, target, symlinks=True)
+    return target
 
 
-def test_create(tmp_path, home):
+def test_create(tmp_path, template):
     def run(point):
-        cli = copy(home, tmp_path / f"home{point}")
-        killed = cli.killed(point, "vm", "create", "vm1", "--image", "img", "--no-start")
-        if not cli("vm", "list"):
-            cli("vm", "create", "vm1", "--image", "img", "--no-start")
-        assert [vm["name"] for vm in cli("vm", "list")] == ["vm1"]
-        assert_tidy(cli)
-        return killed
+        home = copy(template, tmp_path / f"home{point}")
+        hit = killed(home, point, "vm", "create", "vm1", "--image", "img", "--no-start")
+        with opened(home) as context:
+            if not context.catalog.list_vms():
+                create(context)
+            assert names(context.catalog.list_vms()) == ["vm1"]
+            assert_tidy(context)
+        return hit
 
     at_points(run)
 
 
-def test_capture(tmp_path, home):
+def test_capture(tmp_path, template):
     def run(point):
-        cli = copy(home, tmp_path / f"home{point}")
-        cli("vm", "create", "vm1", "--image", "img", "--no-start", "--data-disk-sizes", "4M")
-        killed = cli.killed(point, "vm", "capture", "vm1", "--image", "snap")
-        names = {image["name"] for image in cli("image", "list")}
-        assert names in ({"img"}, {"img", "snap"})
-        if "snap" not in names:
-            cli("vm", "capture", "vm1", "--image", "snap")
-        assert cli("image", "show", "snap")["osDisk"] == cli("image", "show", "img")["osDisk"]
-        assert_tidy(cli)
-        return killed
+        home = copy(template, tmp_path / f"home{point}")
+        with opened(home) as context:
+            create(context, new_data_disks={0: 4 << 20})
+        hit = killed(home, point, "vm", "capture", "vm1", "--image", "snap")
+        with opened(home) as context:
+            assert names(context.catalog.list_images()) in (["img"], ["img", "snap"])
+            if context.catalog.find_image("snap") is None:
+                capture_vm(context, "vm1", CaptureRequest(name="snap"))
+            img, snap = context.catalog.image("img"), context.catalog.image("snap")
+            assert snap.os_disk == img.os_disk
+            assert_tidy(context)
+        return hit
 
     at_points(run)
 
 
-def test_delete(tmp_path, home):
+def test_delete(tmp_path, template):
     def run(point):
-        cli = copy(home, tmp_path / f"home{point}")
-        cli("vm", "create", "vm1", "--image", "img", "--no-start")
-        killed = cli.killed(point, "vm", "delete", "vm1")
-        if cli("vm", "list"):
-            cli("vm", "delete", "vm1")
-        cli("image", "delete", "img")
-        assert cli("vm", "list") == cli("disk", "list") == cli("image", "list") == []
-        assert_tidy(cli)
-        assert list((cli.home / "bases").iterdir()) == []
-        return killed
+        home = copy(template, tmp_path / f"home{point}")
+        with opened(home) as context:
+            create(context)
+        hit = killed(home, point, "vm", "delete", "vm1")
+        with opened(home) as context:
+            if context.catalog.list_vms():
+                machines.delete(context, "vm1")
+            images.delete(context, "img")
+            catalog = context.catalog
+            assert catalog.list_vms() == catalog.list_disks() == catalog.list_images() == []
+            assert_tidy(context)
+            assert list(context.home.bases.iterdir()) == []
+        return hit
 
     at_points(run)

@@ -1,5 +1,6 @@
 """The edges of the command line: exit statuses, output forms, completion, help."""
 
+import errno
 import inspect
 import json
 import subprocess
@@ -168,4 +169,20 @@ def test_a_mistake_is_no_traceback(tmp_path):
     assert done.stderr.startswith("ERROR (ResourceNotFound)")
     done = run("image", "destroy", CALOTYPE_HOME=str(tmp_path))
     assert done.returncode not in (0, None)
+    assert "Traceback" not in done.stderr
+
+
+def test_what_the_system_refuses_is_no_traceback(capsys):
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device", "/x/pack")
+
+    assert exits.guard(fail) == 1
+    err = capsys.readouterr().err
+    assert "/x/pack: No space left on device" in err
+    assert "CALOTYPE_HOME" in err
+
+
+def test_a_home_that_cannot_be_written_is_said():
+    done = run("image", "list", CALOTYPE_HOME="/proc/nothing")
+    assert done.returncode == 1
     assert "Traceback" not in done.stderr

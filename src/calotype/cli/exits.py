@@ -1,5 +1,6 @@
 """Errors at the edge: what is printed, and the exit status of each class."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -37,10 +38,26 @@ def guard(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print("interrupted: what was begun has been undone", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(describe(of_the_system(error)), file=sys.stderr)
+        return 1
     return result if isinstance(result, int) else 0
+
+
+def of_the_system(error: OSError) -> errors.CalotypeError:
+    """What the operating system refused, in our words."""
+    what = f"{error.filename}: " if error.filename else ""
+    hints = {
+        errno.ENOSPC: "make room, or set CALOTYPE_HOME to a directory with more; nothing half-made is left",
+        errno.EACCES: "check whose file it is; CALOTYPE_HOME names Calotype's own directory",
+        errno.EROFS: "set CALOTYPE_HOME to a directory that can be written to",
+    }
+    return errors.CalotypeError(
+        f"{what}{error.strerror or error}", hint=hints.get(error.errno or 0)
+    )
 
 
 def describe(error: errors.CalotypeError) -> str:

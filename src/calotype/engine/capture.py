@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from calotype.disk import Disk, Extent
+from calotype.disk.overlay import stack
 from calotype.disk.view import NbdSource, OverlaySource, writable
 from calotype.engine import bases, look, names
 from calotype.engine.context import Context
@@ -157,7 +158,7 @@ def _take_generalized(
     with writable(source, overlay_path, operation.directory) as view:
         report = generalize(view, progress=context.progress)
     with closing(view.disk()) as result:
-        taken = _ingest(context, disk, result, _union(changed, view.changed()))
+        taken = _ingest(context, disk, result, list(stack([view.changed(), changed])))
     return taken, report
 
 
@@ -168,18 +169,6 @@ def _ingest(
         opened, base=disk.index, changed=changed, progress=context.progress
     )
     return CapturedDisk(disk.lun, sum(extent.length for extent in changed), ingested)
-
-
-def _union(first: list[Extent], second: list[Extent]) -> list[Extent]:
-    """Ranges that are in either list (the zero hints are dropped)."""
-    result: list[Extent] = []
-    for extent in sorted([*first, *second]):
-        if result and extent.offset <= result[-1].end:
-            end = max(result[-1].end, extent.end)
-            result[-1] = Extent(result[-1].offset, end - result[-1].offset, zero=False)
-        else:
-            result.append(Extent(extent.offset, extent.length, zero=False))
-    return result
 
 
 def _image(

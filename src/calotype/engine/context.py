@@ -33,8 +33,10 @@ class Context:
 
     @cached_property
     def repository(self) -> Repository:
-        """The store, opened when first asked."""
-        return Repository.open_or_create(DirectoryStore(self.home.prepare().store))
+        """The store, opened when first asked, without what killed commands left in it."""
+        repository = Repository.open_or_create(DirectoryStore(self.home.prepare().store))
+        repository.sweep()
+        return repository
 
     def close(self) -> None:
         """Close what was opened."""

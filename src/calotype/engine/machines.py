@@ -224,6 +224,5 @@ def detach(context: Context, vm_name: str, disk_name: str) -> None:
     if disk.lun is None:
         raise NotAllowed("an OS disk cannot be detached", hint="delete the VM with --keep-disks")
     with context.lock(f"vm-{vm.id}"):
-        if power(context, vm) in (PowerState.RUNNING, PowerState.PAUSED):
-            context.driver.detach(context.vm_path(vm.id), disk.id)
+        context.driver.detach(context.vm_path(vm.id), disk.id)
         context.catalog.detach_disk(disk.id)
