@@ -36,14 +36,16 @@ PACKAGES: Mapping[str, str] = {
     "mke2fs": "e2fsprogs",
     "zerofree": "zerofree",
     "sgdisk": "gdisk",
-    "mformat": "mtools",
+    "mkfs.fat": "dosfstools",
     "mcopy": "mtools",
+    "mmd": "mtools",
     "grub-mkimage": "grub-common",
     "mmdebstrap": "mmdebstrap",
+    "depmod": "kmod",
+    "unshare": "util-linux",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "fusermount3": "fuse3",
-    "cpio": "cpio",
     "xz": "xz-utils",
 }
 
