@@ -5,7 +5,6 @@ stands in a table beside them. Members of archives never leave the directory, wh
 their way.
 """
 
-import fnmatch
 import os
 import posixpath
 import shutil
@@ -179,8 +178,3 @@ class Tree:
             self.owners[name] = Owner(member.uid, member.gid, xattrs)
         else:
             self.owners.pop(name, None)
-
-    def matches(self, pattern: str) -> list[str]:
-        """The names below the root that match a shell pattern (``*`` crosses ``/``)."""
-        every = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*"))
-        return sorted(fnmatch.filter(every, pattern))
