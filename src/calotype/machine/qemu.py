@@ -315,17 +315,21 @@ def _link(disk: DiskSpec, layout: Layout, uid: int | None) -> None:
 
 
 def _drop_links(layout: Layout, disk_id: str) -> None:
-    for directory in (layout.disks, layout.base):
-        for path in directory.iterdir():
-            if path.stem == disk_id:
-                _unlink(path)
+    for path in _links(layout):
+        if path.stem == disk_id:
+            _unlink(path)
 
 
 def _unlink_all(layout: Layout, *, keep: set[str]) -> None:
-    for directory in (layout.disks, layout.base):
-        for path in directory.iterdir():
-            if path.name not in keep:
-                _unlink(path)
+    for path in _links(layout):
+        if path.name not in keep:
+            _unlink(path)
+
+
+def _links(layout: Layout) -> list[Path]:
+    """Every link in a VM's directory; there are none before its first start."""
+    directories = (layout.disks, layout.base)
+    return [path for place in directories if place.exists() for path in place.iterdir()]
 
 
 def _unlink(path: Path) -> None:
