@@ -2,6 +2,9 @@
 
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
+# Prints the Debian recipe's raw disk, built when the cache has none.
+DEBIAN := 'from calotype.config import Home; from calotype.recipe import build; \
+	print(build("debian", Home.from_environment().recipes).path)'
 # Some environments switch byte code off, which makes every start several times slower.
 unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
@@ -33,7 +36,7 @@ lint: setup ## Style, types, import order
 	@.venv/bin/lint-imports --no-logo
 
 bench: setup ## Measure against qemu-img and restic
-	@$(PYTHON) bench/upload_capture.py
+	@$(PYTHON) bench/upload_capture.py "$$($(PYTHON) -c $(DEBIAN))"
 
 clean: ## Remove what set-up and tests made (not Debian packages, not the cache of recipes)
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
