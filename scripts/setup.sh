@@ -11,6 +11,8 @@ PACKAGES=(
 	qemu-system-x86 qemu-utils ovmf fuse3 e2fsprogs zerofree gdisk openssh-client
 	# the sandbox
 	bubblewrap util-linux uidmap
+	# tests: kill -9 at every durable step
+	strace
 	# recipes: images from Debian packages
 	mmdebstrap debian-archive-keyring kmod grub-common grub-pc-bin grub-efi-amd64-bin mtools dosfstools
 	# formats, hashes, downloads

@@ -21,10 +21,10 @@ from calotype.engine.launch import VmRequest, create_vm
 from calotype.engine.sources import Upload
 from calotype.model import OsState
 
-STRACE = shutil.which("strace")
+STRACE = shutil.which("strace") or ""
 CALLS = "fsync,fdatasync,rename,renameat2,link,linkat,unlink,unlinkat,mkdir"
 
-pytestmark = pytest.mark.skipif(STRACE is None, reason="strace is not installed")
+pytestmark = pytest.mark.skipif(not STRACE, reason="strace is not installed")
 
 
 def killed(home, point, *arguments):

@@ -186,7 +186,8 @@ class TestDirectory:
 
     def test_a_sweep_between_create_and_lock_is_noticed(self, tmp_path, monkeypatch):
         store = DirectoryStore(tmp_path)
-        real, raced = fcntl.flock, []
+        real = fcntl.flock
+        raced: list[DirectoryStore] = []
 
         def flock(fd, how):
             if not raced:

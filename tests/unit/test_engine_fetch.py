@@ -4,10 +4,10 @@ import hashlib
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
-from calotype.engine import fetch as module
 from calotype.engine.fetch import check_address, fetch, plain
 from calotype.errors import InvalidInput, ToolFailed
 from calotype.progress import SILENT
@@ -16,7 +16,17 @@ BODY = b"a disk image" * 1000
 DIGEST = hashlib.sha256(BODY).hexdigest()
 
 
+class Server(ThreadingHTTPServer):
+    """Remembers the Host headers that it saw."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.hosts: list[str] = []
+
+
 class Handler(BaseHTTPRequestHandler):
+    server: Server
+
     def do_GET(self):
         self.server.hosts.append(self.headers["Host"])
         if self.path == "/image":
@@ -51,8 +61,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.hosts = []
+    with Server() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -112,7 +121,7 @@ def test_one_address_that_leads_inside_refuses_the_name(server, tmp_path, monkey
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", port)),
         ]
 
-    monkeypatch.setattr(module.socket, "getaddrinfo", both)
+    monkeypatch.setattr(socket, "getaddrinfo", both)
     with pytest.raises(InvalidInput, match=r"10\.0\.0\.1"):
         get(server, "/image", tmp_path / "f", allow=[])
 
@@ -126,7 +135,7 @@ def test_a_name_is_resolved_once(server, tmp_path, monkeypatch):
 
     real = socket.getaddrinfo
     monkeypatch.setattr(
-        module.socket,
+        socket,
         "getaddrinfo",
         lambda host, port, *a, **k: (
             once(host, port) if host == "images.example" else real(host, port, *a, **k)
@@ -166,7 +175,7 @@ def test_no_credential_is_recorded():
     with pytest.raises(InvalidInput, match="user or password"):
         fetch(
             "https://me:pw@h.example/x",
-            None,
+            Path("/nonexistent"),
             sha256=DIGEST,
             max_bytes=1,
             progress=SILENT,
