@@ -427,3 +427,64 @@ def test_vms_made_at_once_share_no_port_and_no_uid(context, disks):
     assert len({one.mac for one in made}) == 6
     if os.geteuid() == 0:
         assert len({one.uid for one in made}) == 6
+
+
+CANARY = b"a secret of the host that no image may hold"
+
+
+def hostile_header(kind, path, canary):
+    """A file whose head a guest could have written to its disk, naming a file of the host."""
+    commands = {
+        "qcow2": ["-f", "qcow2", "-b", canary, "-F", "raw"],
+        "qcow2-data-file": ["-f", "qcow2", "-o", f"data_file={canary}.data,data_file_raw=on"],
+        "vmdk": ["-f", "vmdk", "-o", "subformat=monolithicFlat"],
+        "vhdx": ["-f", "vhdx"],
+        "luks-like qed": ["-f", "qed", "-b", canary, "-F", "raw"],
+    }
+    subprocess.run(
+        ["qemu-img", "create", "-q", *commands[kind], path, "16M"], check=True, cwd=path.parent
+    )
+    head = path.read_bytes()[: 1 * MIB]
+    return head.ljust(-(-len(head) // 4096) * 4096, b"\0")
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "qcow2-data-file", "vmdk", "vhdx", "luks-like qed"])
+def test_a_guest_that_writes_a_header_on_its_disk_gets_no_byte_of_the_host(
+    context, disks, tmp_path, kind
+):
+    canary = tmp_path / "canary"
+    canary.write_bytes(CANARY * 1000)
+    head = hostile_header(kind, tmp_path / "header", canary)
+    upload(context, disks)
+    made = vm(context, new_data_disks={0: 16 * MIB})
+    (tmp_path / "head").write_bytes(head)
+    overlay_of_vm = context.disk_path(made.data_disks[0].id)
+    subprocess.run(
+        [
+            *("qemu-io", "-f", "qcow2", "-c", f"write -s {tmp_path}/head 0 {len(head)}"),
+            overlay_of_vm,
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    taken = capture_vm(context, "vm1", CaptureRequest(name="snap"))
+    machines.delete(context, "vm1")
+    again = vm(context, "vm2", "snap")
+    assert again.data_disks[0].size == 16 * MIB
+    whole = head.ljust(16 * MIB, b"\0")
+    for kind_of_export in ("raw", "vhd", "vhdx", "qcow2", "vmdk", "vmdk-stream"):
+        target = tmp_path / f"out.{kind_of_export}"
+        export_image(context, "snap", target, format=kind_of_export, lun=0)
+        assert CANARY not in target.read_bytes()
+    assert (tmp_path / "out.raw").read_bytes() == whole
+    with closing(context.repository.open(taken.image.data_disks[0].index)) as opened:
+        assert read(opened, 0, opened.size) == whole
+    for path in context.home.bases.iterdir():
+        assert CANARY not in path.read_bytes()
+    with pytest.raises(DiskRefused):
+        import_image(
+            context,
+            ImageRequest(name="evil", os_state=OsState.SPECIALIZED),
+            Upload(location=str(tmp_path / "out.raw"), format="raw"),
+            {},
+        )
