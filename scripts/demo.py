@@ -39,9 +39,9 @@ write_files:
 runcmd:
   - |
     set -e
-    lun() {{ readlink -f "$(ls /dev/disk/by-path/*-scsi-0:0:0:$1 | tail -n 1)"; }}
+    cd /dev/disk/azure/scsi1
     mkdir -p /srv/web /srv/notes
-    mkfs.ext4 -q -L web "$(lun 0)" && mkfs.ext4 -q -L notes "$(lun 1)"
+    mkfs.ext4 -q -L web lun0 && mkfs.ext4 -q -L notes lun1
     echo 'LABEL=web /srv/web ext4 defaults,nofail 0 2' >> /etc/fstab
     echo 'LABEL=notes /srv/notes ext4 defaults,nofail 0 2' >> /etc/fstab
     systemctl daemon-reload && mount /srv/web && mount /srv/notes
