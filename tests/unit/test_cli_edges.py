@@ -71,6 +71,10 @@ def test_keys_are_azures():
     }
 
 
+def test_what_a_guest_printed_is_text():
+    assert plain(b"ok \xff") == "ok \ufffd"
+
+
 def test_json(capsys):
     emit(Common(output="json"), [THING])
     assert json.loads(capsys.readouterr().out) == [plain(THING)]

@@ -1,29 +1,45 @@
 """``calotype vm capture`` and ``calotype image capture``: one job under two names."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from calotype.cli.arguments import Repeat, pair
 from calotype.cli.common import Common, session
-from calotype.cli.output import emit, plain
+from calotype.cli.output import emit, for_people, plain
 from calotype.cli.output import size as show_size
 from calotype.engine.capture import Captured, CaptureRequest, capture_vm
 from calotype.guest import GeneralizeReport
 from calotype.model import OsState
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CaptureOptions:
+    """How to capture, and what the image's author says of it."""
+
+    generalize: Annotated[bool, Parameter(negative="")] = False
+    "Generalize a copy on the way; the VM itself is not touched."
+    freeze: Literal["auto", "require", "never"] = "auto"
+    "Freeze the guest's file systems for the instant: auto (when its agent answers), require, never."
+    os_state: OsState | None = None
+    "Declare that the VM was generalized by hand (default: what a VM is: Specialized)."
+    label: str | None = None
+    "A line for people."
+    family: str | None = None
+    "The family that the image belongs to."
+    description: str | None = None
+    "What it is."
+    tags: Annotated[tuple[str, ...], Repeat] = ()
+    "KEY=VALUE."
+
+
 def capture(
     vm_name: str,
     *,
     image: str,
-    generalize: Annotated[bool, Parameter(negative="")] = False,
-    freeze: Literal["auto", "require", "never"] = "auto",
-    os_state: OsState | None = None,
-    label: str | None = None,
-    family: str | None = None,
-    description: str | None = None,
-    tags: Annotated[tuple[str, ...], Repeat] = (),
+    options: CaptureOptions | None = None,
     common: Common | None = None,
 ) -> None:
     """Make an image of a VM, running or stopped: all its disks at one instant. The VM goes on.
@@ -34,49 +50,32 @@ def capture(
         The VM.
     image
         The new image's name.
-    generalize
-        Generalize a copy on the way; the VM itself is not touched.
-    freeze
-        Freeze the guest's file systems for the instant: auto (when its agent answers), require, never.
-    os_state
-        Declare that the VM was generalized by hand (default: what a VM is: Specialized).
-    label
-        A line for people.
-    family
-        The family that the image belongs to.
-    description
-        What it is.
-    tags
-        KEY=VALUE.
     """
+    options = options or CaptureOptions()
     request = CaptureRequest(
         name=image,
-        generalize=generalize,
-        freeze=freeze,
-        os_state=os_state,
-        label=label,
-        family=family,
-        description=description,
-        tags=dict(pair(text) for text in tags),
+        generalize=options.generalize,
+        freeze=options.freeze,
+        os_state=options.os_state,
+        label=options.label,
+        family=options.family,
+        description=options.description,
+        tags=dict(pair(text) for text in options.tags),
     )
     with session(common) as context:
         captured = capture_vm(context, vm_name, request)
-        emit(common, _record(captured))
-        if (common is None or common.output == "table") and not (common and common.query):
+        if for_people(common):
+            emit(common, captured.image)
             _explain(captured)
+        else:
+            emit(common, _record(captured))
 
 
 def image_capture(
     name: str,
     *,
     vm: str,
-    generalize: Annotated[bool, Parameter(negative="")] = False,
-    freeze: Literal["auto", "require", "never"] = "auto",
-    os_state: OsState | None = None,
-    label: str | None = None,
-    family: str | None = None,
-    description: str | None = None,
-    tags: Annotated[tuple[str, ...], Repeat] = (),
+    options: CaptureOptions | None = None,
     common: Common | None = None,
 ) -> None:
     """Make an image of a VM (calotype vm capture, with the image first).
@@ -87,33 +86,8 @@ def image_capture(
         The new image's name.
     vm
         The VM.
-    generalize
-        Generalize a copy on the way; the VM itself is not touched.
-    freeze
-        Freeze the guest's file systems for the instant: auto (when its agent answers), require, never.
-    os_state
-        Declare that the VM was generalized by hand (default: what a VM is: Specialized).
-    label
-        A line for people.
-    family
-        The family that the image belongs to.
-    description
-        What it is.
-    tags
-        KEY=VALUE.
     """
-    capture(
-        vm,
-        image=name,
-        generalize=generalize,
-        freeze=freeze,
-        os_state=os_state,
-        label=label,
-        family=family,
-        description=description,
-        tags=tags,
-        common=common,
-    )
+    capture(vm, image=name, options=options, common=common)
 
 
 def _record(captured: Captured) -> dict[str, Any]:
@@ -128,7 +102,7 @@ def _explain(captured: Captured) -> None:
     for disk in captured.disks:
         what = "OS disk" if disk.lun is None else f"LUN {disk.lun}"
         print(
-            f"{what}: {show_size(disk.changed)} changed and read, "
+            f"{what}: {show_size(disk.changed)} changed, "
             f"{disk.ingested.new_chunks} new chunks, {show_size(disk.ingested.stored_bytes)} stored"
         )
     if captured.generalized is not None:

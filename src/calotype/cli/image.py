@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 from calotype.cli import GROUPS
 from calotype.cli.arguments import Repeat, StdinPath, pair
 from calotype.cli.common import Common, session
-from calotype.cli.output import Columns, emit
+from calotype.cli.output import Columns, emit, for_people
 from calotype.cli.output import size as show_size
 from calotype.engine import images, names
 from calotype.engine.export import export_image
@@ -218,7 +218,7 @@ def delete(
 def _emit_imported(common: Common | None, imported: Imported) -> None:
     """The image; for people also what it cost the store."""
     emit(common, imported.image)
-    if (common is None or common.output == "table") and not (common and common.query):
+    if for_people(common):
         if imported.existed:
             print("this upload was there already: nothing was done")
         for disk, cost in zip(imported.image.disks, imported.ingested, strict=False):

@@ -42,6 +42,11 @@ def emit(common: Common | None, value: object, columns: Columns | None = None) -
         _table(data, columns)
 
 
+def for_people(common: Common | None) -> bool:
+    """Whether the result is printed for people, who may be told more in words."""
+    return common is None or (common.output == "table" and common.query is None)
+
+
 def plain(value: object) -> Any:
     """JSON's own types, with Azure's camelCase keys."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -54,6 +59,8 @@ def plain(value: object) -> Any:
         return value.isoformat()
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

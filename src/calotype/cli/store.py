@@ -6,7 +6,7 @@ from cyclopts import App, Parameter
 
 from calotype.cli import GROUPS
 from calotype.cli.common import Common, session
-from calotype.cli.output import Columns, emit
+from calotype.cli.output import Columns, emit, for_people
 from calotype.cli.output import size as show_size
 from calotype.engine import storage
 
@@ -26,7 +26,7 @@ def stats(*, common: Common | None = None) -> None:
     """Logical, stored, shared bytes; and what deleting each image would free."""
     with session(common) as context:
         result = storage.stats(context)
-        if common is not None and (common.output != "table" or common.query):
+        if not for_people(common):
             emit(common, result)
             return
         emit(common, result.images, COLUMNS)

@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from calotype.cli import GROUPS
 from calotype.cli.arguments import Repeat, StdinPath, pair, read
 from calotype.cli.common import Common, session
-from calotype.cli.output import Columns, emit, plain
+from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.output import size as show_size
 from calotype.engine import guests, launch, machines, names
 from calotype.engine.machines import VmView
@@ -307,8 +307,7 @@ def run_command(
         result = guests.run_command(
             context, name, command, script=read(script) if script else None, timeout=timeout
         )
-        emit_result = common is not None and common.output in ("json", "tsv")
-        if emit_result or (common is not None and common.query):
+        if not for_people(common):
             emit(common, result)
             return 0
         os.write(1, result.stdout)
