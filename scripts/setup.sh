@@ -14,7 +14,7 @@ PACKAGES=(
 	# tests: kill -9 at every durable step
 	strace
 	# recipes: images from Debian packages
-	mmdebstrap debian-archive-keyring kmod grub-common grub-pc-bin grub-efi-amd64-bin mtools dosfstools
+	mmdebstrap debian-archive-keyring kmod cpio grub-common grub-pc-bin grub-efi-amd64-bin mtools dosfstools
 	# formats, hashes, downloads
 	xz-utils zstd openssl ca-certificates
 	python3
