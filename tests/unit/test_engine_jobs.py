@@ -488,3 +488,32 @@ def test_a_guest_that_writes_a_header_on_its_disk_gets_no_byte_of_the_host(
             Upload(location=str(tmp_path / "out.raw"), format="raw"),
             {},
         )
+
+
+@pytest.fixture
+def device(disks):
+    """The OS disk as a block device."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a block device")
+    made = subprocess.run(
+        ["losetup", "--find", "--show", "--read-only", disks / "os.raw"],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    if made.returncode != 0:
+        pytest.skip(f"this machine has no loop device: {made.stderr.strip()}")
+    yield made.stdout.strip()
+    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+
+
+def test_a_block_device_is_uploaded_as_it_is(context, disks, device):
+    index = upload(context, disks).image.os_disk.index
+    done = import_image(
+        context,
+        ImageRequest(name="device", os_state=OsState.GENERALIZED),
+        Upload(location=device),
+        {},
+    )
+    assert done.image.os_disk.index == index
+    assert done.image.provenance.kind is SourceKind.DEVICE
