@@ -69,7 +69,7 @@ class Catalog:
             NotFound: there is none.
         """
         with self._read() as db:
-            row = _one(db, images, name=name_or_id) or _one(db, images, id=name_or_id)
+            row = _one(db, images, id=name_or_id) or _one(db, images, name=name_or_id)
             if row is None:
                 raise _missing("image", name_or_id)
             return rows.to_image(row, _image_disks(db, row["id"]))
@@ -87,10 +87,22 @@ class Catalog:
             found = _all(db, select(images).order_by(images.c.name))
             return [rows.to_image(row, _image_disks(db, row["id"])) for row in found]
 
-    def set_image_tags(self, image_id: str, tags: Mapping[str, str]) -> None:
-        """Replace an image's tags."""
+    def tag_image(self, image_id: str, add: Mapping[str, str], remove: Sequence[str] = ()) -> None:
+        """Set and remove tags of an image; tags that other commands set stay.
+
+        Raises:
+            NotFound: no such image, or it has no such tag.
+        """
         with self._write() as db:
-            db.execute(update(images).where(images.c.id == image_id).values(tags=dict(tags)))
+            row = _one(db, images, id=image_id)
+            if row is None:
+                raise _missing("image", image_id)
+            for key in remove:
+                if key not in row["tags"]:
+                    raise NotFound(f"image '{row['name']}' has no tag '{key}'")
+            tags = {**row["tags"], **add}
+            kept = {key: value for key, value in tags.items() if key not in remove}
+            db.execute(update(images).where(images.c.id == image_id).values(tags=kept))
 
     def delete_image(self, image_id: str) -> None:
         """Take an image out of the catalogue."""
@@ -132,7 +144,7 @@ class Catalog:
             NotFound: there is none.
         """
         with self._read() as db:
-            row = _one(db, vms, name=name_or_id) or _one(db, vms, id=name_or_id)
+            row = _one(db, vms, id=name_or_id) or _one(db, vms, name=name_or_id)
             if row is None:
                 raise _missing("VM", name_or_id)
             return rows.to_vm(row, _vm_disks(db, row["id"]))
@@ -182,7 +194,7 @@ class Catalog:
             NotFound: there is none.
         """
         with self._read() as db:
-            row = _one(db, disks, name=name_or_id) or _one(db, disks, id=name_or_id)
+            row = _one(db, disks, id=name_or_id) or _one(db, disks, name=name_or_id)
             if row is None:
                 raise _missing("disk", name_or_id)
             return rows.to_disk(row)

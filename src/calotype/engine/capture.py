@@ -88,15 +88,12 @@ def capture_vm(context: Context, vm_name: str, request: CaptureRequest) -> Captu
         InvalidInput: this guest cannot be generalized.
     """
     names.resource(request.name, "an image")
-    vm = context.catalog.vm(vm_name)
-    if request.generalize and vm.os_type is not OsType.LINUX:
-        raise InvalidInput("only Linux guests can be generalized yet")
     if context.catalog.find_image(request.name) is not None:
         raise Conflict(f"image '{request.name}' exists already", hint="choose another name")
     with (
+        context.vm_lock(vm_name) as vm,
         context.operation() as operation,
-        context.lock(f"vm-{vm.id}"),
-        _moment(context, vm, operation, request.freeze) as moment,
+        _moment(context, vm, operation, request) as moment,
     ):
         report: GeneralizeReport | None = None
         disks = []
@@ -114,13 +111,16 @@ def capture_vm(context: Context, vm_name: str, request: CaptureRequest) -> Captu
 
 @contextmanager
 def _moment(
-    context: Context, vm: VirtualMachine, operation: Operation, freeze: Freeze
+    context: Context, vm: VirtualMachine, operation: Operation, request: CaptureRequest
 ) -> Iterator[_Moment]:
     """Hold an instant of a VM: its overlays when it is stopped, copy-before-write views when it runs."""
+    if request.generalize and vm.os_type is not OsType.LINUX:
+        raise InvalidInput("only Linux guests can be generalized yet")
     directory = context.vm_path(vm.id)
     if power(context, vm) in (PowerState.RUNNING, PowerState.PAUSED):
         ids = [disk.id for disk in vm.disks]
-        with context.driver.point_in_time(directory, ids, freeze=freeze) as snapshot:
+        operation.claim("capture", vm.id)
+        with context.driver.point_in_time(directory, ids, freeze=request.freeze) as snapshot:
             sources: dict[str, Source] = {
                 disk_id: NbdSource(end.path, end.export)
                 for disk_id, end in snapshot.exports.items()

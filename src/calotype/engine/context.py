@@ -1,9 +1,8 @@
 """What every job works with: the home, the catalogue, the store, the driver, and who is told."""
 
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +11,14 @@ from calotype.catalog import Catalog
 from calotype.config import Home
 from calotype.engine import operation
 from calotype.engine.operation import Kind, Operation
-from calotype.errors import NotFound
+from calotype.errors import CalotypeError, Conflict, NotFound, TimedOut
 from calotype.machine import Driver
+from calotype.model import VirtualMachine
 from calotype.progress import SILENT, Progress
 from calotype.store import DirectoryStore, Repository
+
+#: How many seconds a command waits for another one that works on the same VM.
+_PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,36 @@ class Context:
         """Hold an operation (see :mod:`calotype.engine.operation`)."""
         return operation.operation(self.home.prepare(), known=self._known, discard=self._discard)
 
+    def lock(self, name: str, *, patience: float | None = None) -> AbstractContextManager[None]:
+        """Hold a named lock of this installation (see :func:`calotype.engine.operation.lock`)."""
+        return operation.lock(self.home.prepare(), name, patience=patience)
+
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Hold a named lock of this installation."""
-        with operation.lock(self.home.prepare(), name):
-            yield
+    def vm_lock(self, name: str) -> Iterator[VirtualMachine]:
+        """Hold a VM, as it is then, against every command that changes or captures it.
+
+        Raises:
+            NotFound: there is none, or it was deleted meanwhile.
+            Conflict: another command holds it for long.
+        """
+        vm = self.catalog.vm(name)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.lock(f"vm-{vm.id}", patience=_PATIENCE))
+            except TimedOut:
+                raise Conflict(
+                    f"another command is working on VM '{vm.name}'", hint="wait until it has ended"
+                ) from None
+            yield self.catalog.vm(vm.id)
 
     def _known(self, kind: Kind, identifier: str) -> bool:
         try:
             if kind == "vm":
                 self.catalog.vm(identifier)
-            else:
+            elif kind == "disk":
                 self.catalog.disk(identifier)
+            else:
+                return False
         except NotFound:
             return False
         return True
@@ -85,17 +106,27 @@ class Context:
             self.disk_path(identifier).unlink(missing_ok=True)
             return
         directory = self.vm_path(identifier)
-        if directory.exists():
-            self.driver.kill(directory)
-            shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        if kind == "capture":
+            with suppress(CalotypeError):  # a VM that hangs; the next capture tries again
+                self.driver.clear_point_in_time(directory)
+            return
+        self.driver.kill(directory)
+        shutil.rmtree(directory, ignore_errors=True)
 
-    def drop_unused_bases(self) -> list[str]:
-        """Remove the bases that no VM's directory links to and no image needs; return their Indexes."""
-        dropped = []
-        in_use = self.catalog.indexes_in_use()
-        for path in self.home.bases.glob("*.raw"):
-            with suppress(FileNotFoundError), self.lock(f"base-{path.stem}"):
-                if path.stem not in in_use and os.stat(path).st_nlink == 1:
+    def drop_unused(self, indexes: Iterable[str] = ()) -> None:
+        """Remove those of ``indexes``, and all bases, that no image and no disk needs.
+
+        While an operation is under way nothing is removed, for it may be about to need any of them: such
+        bases wait for the next call, such Indexes cost nothing until the store is pruned.
+        """
+        with operation.quiet(self.home.prepare()) as quiet:
+            if not quiet:
+                return
+            in_use = self.catalog.indexes_in_use()
+            for index in set(indexes) - in_use:
+                self.repository.delete_index(index)
+            for path in self.home.bases.glob("*.raw"):
+                if path.stem not in in_use and path.stat().st_nlink == 1:
                     path.unlink()
-                    dropped.append(path.stem)
-        return dropped

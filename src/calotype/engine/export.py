@@ -8,6 +8,7 @@ from calotype.disk.export import ExportFormat, azure_gate, parse_target, write
 from calotype.disk.ova_write import Machine, write_ova
 from calotype.engine import bases
 from calotype.engine.context import Context
+from calotype.engine.operation import Operation
 from calotype.errors import InvalidInput, NotFound
 from calotype.model import GIB, Generation, Image, ImageDisk
 
@@ -43,32 +44,50 @@ def export_image(
         NotFound: the image has no such data disk.
         Conflict: the file exists, and ``overwrite`` is not set.
     """
-    image = context.catalog.image(name)
     wanted = format or _format_of(target)
-    if wanted == _OVA:
-        return _export_ova(context, image, target, overwrite=overwrite)
-    kind, packing = parse_target(wanted)
-    disk = _disk_of(image, lun)
+    if not target.parent.is_dir():
+        raise NotFound(f"there is no directory '{target.parent}'")
     with context.operation() as operation:
-        own = kind in (ExportFormat.RAW, ExportFormat.VHD)
-        raw = None if own else bases.ensure(context, disk.index, operation.directory)
-        with closing(context.repository.open(disk.index)) as opened:
-            write(
-                opened,
-                target,
-                kind,
-                scratch=operation.directory,
-                packing=packing,
-                raw=raw,
-                overwrite=overwrite,
-                progress=context.progress,
-            )
-    context.drop_unused_bases()
+        image = context.catalog.image(name)
+        if wanted == _OVA:
+            exported = _export_ova(context, operation, image, target, overwrite=overwrite)
+        else:
+            disk = _disk_of(image, lun)
+            exported = _export_disk(context, operation, disk, target, wanted, overwrite=overwrite)
+    context.drop_unused()
+    return exported
+
+
+def _export_disk(
+    context: Context,
+    operation: Operation,
+    disk: ImageDisk,
+    target: Path,
+    wanted: str,
+    *,
+    overwrite: bool,
+) -> Exported:
+    kind, packing = parse_target(wanted)
+    own = kind in (ExportFormat.RAW, ExportFormat.VHD)
+    raw = None if own else bases.ensure(context, disk.index, operation.directory)
+    with closing(context.repository.open(disk.index)) as opened:
+        write(
+            opened,
+            target,
+            kind,
+            scratch=operation.directory,
+            packing=packing,
+            raw=raw,
+            overwrite=overwrite,
+            progress=context.progress,
+        )
     azure = tuple(azure_gate(target)) if kind is ExportFormat.VHD and packing is None else None
     return Exported(target, wanted, target.stat().st_size, disk.size, azure)
 
 
-def _export_ova(context: Context, image: Image, target: Path, *, overwrite: bool) -> Exported:
+def _export_ova(
+    context: Context, operation: Operation, image: Image, target: Path, *, overwrite: bool
+) -> Exported:
     machine = Machine(
         name=image.name,
         vcpus=image.recommended.vcpus or 1,
@@ -76,7 +95,7 @@ def _export_ova(context: Context, image: Image, target: Path, *, overwrite: bool
         efi=image.generation is Generation.V2,
         os_type=image.os_type.value,
     )
-    with context.operation() as operation, ExitStack() as stack:
+    with ExitStack() as stack:
         write_ova(
             [
                 stack.enter_context(closing(context.repository.open(disk.index)))
@@ -89,7 +108,6 @@ def _export_ova(context: Context, image: Image, target: Path, *, overwrite: bool
             overwrite=overwrite,
             progress=context.progress,
         )
-    context.drop_unused_bases()
     return Exported(target, _OVA, target.stat().st_size, image.size)
 
 

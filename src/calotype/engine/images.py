@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from calotype.engine.context import Context
-from calotype.errors import Conflict, NotFound
+from calotype.errors import Conflict
 from calotype.model import Image
 
 
@@ -23,11 +23,7 @@ def tag(context: Context, name: str, add: Mapping[str, str], remove: tuple[str, 
         NotFound: no such image, or it has no such tag.
     """
     image = context.catalog.image(name)
-    missing = [key for key in remove if key not in image.tags]
-    if missing:
-        raise NotFound(f"image '{image.name}' has no tag '{missing[0]}'")
-    tags = {key: value for key, value in {**image.tags, **add}.items() if key not in remove}
-    context.catalog.set_image_tags(image.id, tags)
+    context.catalog.tag_image(image.id, add, remove)
     return context.catalog.image(image.id)
 
 
@@ -37,17 +33,14 @@ def delete(context: Context, name: str, *, force: bool = False) -> Deletion:
     Raises:
         Conflict: VMs were made from it, and ``force`` is not set.
     """
-    image = context.catalog.image(name)
-    vms = context.catalog.vms_of_image(image.id)
-    if vms and not force:
-        raise Conflict(
-            f"VMs were made from image '{image.name}': {', '.join(sorted(vms))}",
-            hint="they would go on to work; say --force to delete the image all the same",
-        )
-    context.catalog.delete_image(image.id)
-    still_used = context.catalog.indexes_in_use()
-    for disk in image.disks:
-        if disk.index not in still_used:
-            context.repository.delete_index(disk.index)
-    context.drop_unused_bases()
+    with context.operation():
+        image = context.catalog.image(name)
+        vms = context.catalog.vms_of_image(image.id)
+        if vms and not force:
+            raise Conflict(
+                f"VMs were made from image '{image.name}': {', '.join(sorted(vms))}",
+                hint="they would go on to work; say --force to delete the image all the same",
+            )
+        context.catalog.delete_image(image.id)
+    context.drop_unused(disk.index for disk in image.disks)
     return Deletion(image, vms)

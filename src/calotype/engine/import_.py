@@ -79,9 +79,9 @@ def import_image(
         Conflict: the name belongs to another image.
     """
     names.resource(request.name, "an image")
-    existing = context.catalog.find_image(request.name)
     with context.operation() as operation:
         scratch = operation.directory
+        existing = context.catalog.find_image(request.name)
         if existing is not None:
             _require_same(context, existing, os_upload, scratch)
             return Imported(existing, (), existed=True)

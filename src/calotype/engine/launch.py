@@ -63,21 +63,22 @@ def create_vm(context: Context, request: VmRequest) -> VirtualMachine:
         NotAllowed: a second VM from a specialized image.
         Conflict: the name is taken.
     """
-    image = context.catalog.image(request.image)
-    _check(request, image)
-    if any(vm.name == request.name for vm in context.catalog.list_vms()):
-        raise Conflict(f"VM '{request.name}' exists already", hint="choose another name")
     with context.operation() as operation:
+        image = context.catalog.image(request.image)
+        _check(request, image)
+        if any(vm.name == request.name for vm in context.catalog.list_vms()):
+            raise Conflict(f"VM '{request.name}' exists already", hint="choose another name")
         vm = _plan(context, request, image)
         operation.claim("vm", vm.id)
         for disk in vm.disks:
             operation.claim("disk", disk.id)
         _make_files(context, operation, vm, request)
-        with context.lock("launch"):  # two commands must not choose the same port or uid
-            vm = _placed(context, vm, request)
-            context.catalog.add_vm(vm, allow_second=request.allow_duplicate_identity)
-        if request.start:
-            _start_or_undo(context, vm)
+        with context.lock(f"vm-{vm.id}"):  # nobody else starts or deletes it before we are done
+            with context.lock("launch"):  # two commands must not choose the same port or uid
+                vm = _placed(context, vm, request)
+                context.catalog.add_vm(vm, allow_second=request.allow_duplicate_identity)
+            if request.start:
+                _start_or_undo(context, vm)
     return vm
 
 

@@ -1,5 +1,7 @@
 """A VM's life after it was made: start, stop, delete, disks."""
 
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,9 +9,12 @@ from pathlib import Path
 from calotype.disk import overlay
 from calotype.engine import bases, names
 from calotype.engine.context import Context
-from calotype.errors import Conflict, InvalidInput, NotAllowed
+from calotype.errors import Conflict, InvalidInput, NotAllowed, NotFound
 from calotype.machine import DiskSpec, MachineSpec
 from calotype.model import MIB, Caching, ManagedDisk, PowerState, VirtualMachine
+
+#: How many data disks a VM can have; LUNs count from 0.
+LUNS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +96,15 @@ def disk_specification(context: Context, disk: ManagedDisk) -> DiskSpec:
 
 def start(context: Context, name: str) -> VirtualMachine:
     """Start a stopped VM; one that runs is left alone."""
-    vm = context.catalog.vm(name)
-    if power(context, vm) in (PowerState.RUNNING, PowerState.PAUSED):
-        return vm
-    with context.operation() as operation:
+    with context.vm_lock(name) as vm, context.operation() as operation:
+        if power(context, vm) in (PowerState.RUNNING, PowerState.PAUSED):
+            return vm
         for disk in vm.disks:
             if disk.index is not None:
                 bases.ensure(context, disk.index, operation.directory)
-        context.driver.start(specification(context, vm))
         if vm.deallocated:
             context.catalog.update_vm(vm.id, deallocated=False)
+        context.driver.start(specification(context, vm))
     return replace(vm, deallocated=False)
 
 
@@ -133,23 +137,22 @@ def restart(context: Context, name: str, *, force: bool = False, timeout: float 
 
 def deallocate(context: Context, name: str, *, force: bool = False, timeout: float = 120.0) -> None:
     """Stop, and give back what a stopped VM still holds on this host: links to its bases, logs stay."""
-    vm = context.catalog.vm(name)
     stop(context, name, force=force, timeout=timeout)
-    context.driver.release(context.vm_path(vm.id))
-    context.catalog.update_vm(vm.id, deallocated=True)
+    with context.vm_lock(name) as vm:
+        context.driver.release(context.vm_path(vm.id))
+        context.catalog.update_vm(vm.id, deallocated=True)
 
 
 def delete(context: Context, name: str, *, keep_disks: bool = False) -> None:
     """Stop a VM at once and delete it, with its disks unless ``keep_disks``."""
-    vm = context.catalog.vm(name)
-    with context.operation() as operation:
+    with context.vm_lock(name) as vm, context.operation() as operation:
         operation.claim("vm", vm.id)
         gone = [] if keep_disks else [disk.id for disk in vm.disks]
         for disk_id in gone:
             operation.claim("disk", disk_id)
         context.driver.kill(context.vm_path(vm.id))
         context.catalog.delete_vm(vm.id, delete_disks=gone)
-    context.drop_unused_bases()
+    context.drop_unused(disk.index for disk in vm.disks if disk.index)
 
 
 # -- managed disks
@@ -178,7 +181,7 @@ def delete_disk(context: Context, name: str) -> None:
     with context.operation() as operation:
         operation.claim("disk", disk.id)
         context.catalog.delete_disk(disk.id)
-    context.drop_unused_bases()
+    context.drop_unused([disk.index] if disk.index else [])
 
 
 def attach(
@@ -189,14 +192,12 @@ def attach(
     Raises:
         Conflict: the disk is attached already, or the LUN is taken.
     """
-    vm = context.catalog.vm(vm_name)
-    disk = context.catalog.disk(disk_name)
-    used = {d.lun for d in vm.data_disks}
-    if lun is None:
-        lun = next(n for n in range(64) if n not in used)
-    elif not 0 <= lun <= 63:
-        raise InvalidInput(f"{lun} is not a LUN", hint="0 to 63")
-    with context.lock(f"vm-{vm.id}"), context.operation() as operation:
+    if lun is not None and not 0 <= lun < LUNS:
+        raise InvalidInput(f"{lun} is not a LUN", hint=f"0 to {LUNS - 1}")
+    with context.vm_lock(vm_name) as vm, context.operation() as operation:
+        disk = context.catalog.disk(disk_name)
+        if lun is None:
+            lun = free_lun({d.lun for d in vm.data_disks})
         context.catalog.attach_disk(disk.id, vm.id, lun)
         attached = replace(disk, vm_id=vm.id, lun=lun)
         try:
@@ -217,12 +218,26 @@ def detach(context: Context, vm_name: str, disk_name: str) -> None:
         NotAllowed: it is the OS disk.
         Conflict: it is not attached to this VM.
     """
-    vm = context.catalog.vm(vm_name)
-    disk = context.catalog.disk(disk_name)
-    if disk.vm_id != vm.id:
-        raise Conflict(f"disk '{disk.name}' is not attached to VM '{vm.name}'")
-    if disk.lun is None:
-        raise NotAllowed("an OS disk cannot be detached", hint="delete the VM with --keep-disks")
-    with context.lock(f"vm-{vm.id}"):
-        context.driver.detach(context.vm_path(vm.id), disk.id)
+    with context.vm_lock(vm_name) as vm, context.operation():
+        disk = context.catalog.disk(disk_name)
+        if disk.vm_id != vm.id:
+            raise Conflict(f"disk '{disk.name}' is not attached to VM '{vm.name}'")
+        if disk.lun is None:
+            raise NotAllowed(
+                "an OS disk cannot be detached", hint="delete the VM with --keep-disks"
+            )
+        with suppress(NotFound):  # a command was killed between the VM and the catalogue
+            context.driver.detach(context.vm_path(vm.id), disk.id)
         context.catalog.detach_disk(disk.id)
+
+
+def free_lun(used: Collection[int | None]) -> int:
+    """The lowest LUN that is not in ``used``.
+
+    Raises:
+        Conflict: all are.
+    """
+    for lun in range(LUNS):
+        if lun not in used:
+            return lun
+    raise Conflict(f"all {LUNS} LUNs are taken")

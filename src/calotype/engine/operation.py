@@ -9,7 +9,8 @@ killed could not do so: the next operation finds its lock free and does it for i
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,11 @@ from typing import Literal
 from uuid import uuid4
 
 from calotype.config import Home
+from calotype.errors import TimedOut
 
-Kind = Literal["vm", "disk"]
+#: A ``capture`` is what a capture leaves in the process of a running VM; it is never known.
+Kind = Literal["vm", "disk", "capture"]
+_KINDS: Mapping[str, Kind] = {"vm": "vm", "disk": "disk", "capture": "capture"}
 
 #: Removes the files of a claim; called only when the catalogue does not know it.
 Discard = Callable[[Kind, str], None]
@@ -45,7 +49,8 @@ def operation(home: Home, *, known: Known, discard: Discard) -> Iterator[Operati
     """Hold an operation; first finish those whose command was killed."""
     with _locked(home.tmp / "operations.lock"):
         for leftover in sorted(home.tmp.glob("op-*")):
-            _finish_if_dead(leftover, known, discard)
+            if not _lives(leftover):
+                _finish(leftover, known, discard)
         directory = home.tmp / f"op-{uuid4()}"
         directory.mkdir(mode=0o700)
         lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -60,35 +65,75 @@ def operation(home: Home, *, known: Known, discard: Discard) -> Iterator[Operati
 
 
 @contextmanager
-def lock(home: Home, name: str) -> Iterator[None]:
-    """Hold a named lock against every other command of this installation."""
-    with _locked(home.tmp / f"{name}.lock"):
+def quiet(home: Home) -> Iterator[bool]:
+    """Let no operation begin; says whether none is under way."""
+    with _locked(home.tmp / "operations.lock"):
+        yield not any(_lives(directory) for directory in home.tmp.glob("op-*"))
+
+
+@contextmanager
+def lock(home: Home, name: str, *, patience: float | None = None) -> Iterator[None]:
+    """Hold a named lock against every other command of this installation.
+
+    Raises:
+        TimedOut: another command held it for ``patience`` seconds (``None``: wait for ever).
+    """
+    with _locked(home.tmp / f"{name}.lock", patience):
         yield
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+def _locked(path: Path, patience: float | None = None) -> Iterator[None]:
+    descriptor = _acquire(path, patience)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
+        path.unlink(missing_ok=True)  # before the lock falls, so that it is ours
         os.close(descriptor)
 
 
-def _finish_if_dead(directory: Path, known: Known, discard: Discard) -> None:
+def _acquire(path: Path, patience: float | None) -> int:
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            _flock(descriptor, patience)
+            if os.fstat(descriptor).st_nlink:  # else its last holder removed it while we waited
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, patience: float | None) -> None:
+    if patience is None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimedOut("another command holds the lock") from None
+            time.sleep(0.05)  # flock has no time-out of its own
+        else:
+            return
+
+
+def _lives(directory: Path) -> bool:
+    """Whether the command of an operation lives."""
     try:
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:  # killed between mkdir and the lock: nothing was claimed yet
-        shutil.rmtree(directory, ignore_errors=True)
-        return
+    except FileNotFoundError:
+        return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _finish(directory, known, discard)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        pass  # its command is alive
+        return True
     finally:
         os.close(descriptor)
+    return False
 
 
 def _finish(directory: Path, known: Known, discard: Discard) -> None:
@@ -98,7 +143,7 @@ def _finish(directory: Path, known: Known, discard: Discard) -> None:
         lines = []
     for line in lines:
         word, _, identifier = line.partition(" ")
-        kind: Kind = "vm" if word == "vm" else "disk"
-        if identifier and not known(kind, identifier):
+        kind = _KINDS.get(word)
+        if kind and identifier and not known(kind, identifier):
             discard(kind, identifier)
     shutil.rmtree(directory, ignore_errors=True)
