@@ -1,5 +1,6 @@
 """The catalogue on SQLite: what goes in comes out, and what must not be is refused."""
 
+import sqlite3
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from calotype.catalog import Catalog
 from calotype.catalog import catalog as module
 from calotype.catalog.migrate import configuration
 from calotype.catalog.tables import metadata
-from calotype.errors import Conflict, NotAllowed, NotFound
+from calotype.errors import CalotypeError, Conflict, NotAllowed, NotFound
 from calotype.model import (
     GIB,
     Caching,
@@ -213,3 +214,65 @@ def test_opening_again_does_not_migrate_again(tmp_path, monkeypatch):
     Catalog(tmp_path / "c.db").close()
     monkeypatch.setattr("calotype.catalog.migrate.upgrade", lambda _e: pytest.fail("migrated"))
     Catalog(tmp_path / "c.db").close()
+
+
+def test_an_id_means_what_it_names_whatever_else_is_called_so(catalog):
+    first = an_image("first")
+    catalog.add_image(first)
+    catalog.add_image(an_image(first.id))
+    assert catalog.image(first.id).name == "first"
+
+
+def test_tags_of_two_commands_add_up(catalog):
+    image = an_image()
+    catalog.add_image(image)
+    catalog.tag_image(image.id, {"a": "1"})
+    catalog.tag_image(image.id, {"b": "2"}, ["team"])
+    assert catalog.image(image.id).tags == {"a": "1", "b": "2"}
+    with pytest.raises(NotFound, match="no tag 'c'"):
+        catalog.tag_image(image.id, {}, ["c"])
+
+
+@pytest.mark.parametrize("name", ["a?b=c", "a#b", "%41", 'a "b"', "a\nb", "ä", "a&b", "file:x"])
+def test_the_catalogue_lies_where_it_is_told(tmp_path, name):
+    (tmp_path / name).mkdir()
+    Catalog(tmp_path / name / "catalog.db").close()
+    assert (tmp_path / name / "catalog.db").stat().st_size > 0
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_damaged_catalogue_is_said(tmp_path):
+    path = tmp_path / "catalog.db"
+    path.write_bytes(b"nonsense" * 1000)
+    with pytest.raises(CalotypeError, match="not a database"):
+        Catalog(path)
+
+
+def test_a_catalogue_that_is_damaged_later_is_said(tmp_path):
+    path = tmp_path / "catalog.db"
+    catalog = Catalog(path)
+    catalog.add_image(an_image())
+    catalog.close()
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + b"\xff" * (len(data) - 4096))
+    with pytest.raises(CalotypeError, match="cannot be used"):
+        Catalog(path).list_images()
+
+
+def test_a_newer_catalogue_is_left_alone(tmp_path):
+    path = tmp_path / "catalog.db"
+    Catalog(path).close()
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(CalotypeError, match="newer version"):
+        Catalog(path)
+
+
+def test_a_full_disk_is_said(catalog):
+    with catalog._engine.connect() as db:
+        db.exec_driver_sql("PRAGMA max_page_count = 1")
+    for number in range(2):
+        with pytest.raises(CalotypeError, match="full"):
+            catalog.add_image(replace(an_image(f"i{number}"), description="x" * 200_000))

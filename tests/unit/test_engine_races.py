@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -259,7 +260,7 @@ def test_a_lock_that_was_removed_while_it_was_awaited_still_holds(home, monkeypa
     inside = threading.Event()
     thread = threading.Thread(target=second)
     with operation.lock(home, "x"):
-        monkeypatch.setattr(operation.time, "sleep", lambda _s: waits.set())
+        monkeypatch.setattr(time, "sleep", lambda _s: waits.set())
         thread.start()
         waits.wait()
     inside.wait()

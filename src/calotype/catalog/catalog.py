@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    URL,
     Connection,
     Engine,
     Select,
@@ -17,11 +18,11 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from calotype.catalog import rows
 from calotype.catalog.tables import disks, image_disks, images, vms
-from calotype.errors import Conflict, NotAllowed, NotFound
+from calotype.errors import CalotypeError, Conflict, NotAllowed, NotFound
 from calotype.model import Image, ManagedDisk, OsState, VirtualMachine
 
 #: The newest migration; a test holds it against the migrations' own list.
@@ -36,13 +37,19 @@ class Catalog:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the SQLite catalogue at ``path``; create or migrate it when needed."""
+        """Open the SQLite catalogue at ``path``; create or migrate it when needed.
+
+        Raises:
+            CalotypeError: it cannot be opened, is damaged, or was written by a newer version. (So does
+                every other method.)
+        """
         self._path = path
         self._engine = _engine(path)
-        if _revision(path) != HEAD:
-            from calotype.catalog.migrate import upgrade  # noqa: PLC0415 (Alembic takes long to load)
+        with self._in_words():
+            if _revision(path) != HEAD:
+                from calotype.catalog.migrate import upgrade  # noqa: PLC0415 (Alembic takes long to load)
 
-            upgrade(self._engine)
+                upgrade(self._engine)
 
     def close(self) -> None:
         """Give back the connections."""
@@ -241,13 +248,25 @@ class Catalog:
     # -- connections
 
     @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """What SQLite refuses (a full disk, a file of another user, a damaged one), as our error."""
+        try:
+            yield
+        except (DBAPIError, sqlite3.Error) as error:
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            raise CalotypeError(
+                f"the catalogue {self._path} cannot be used: {reason}",
+                hint="check that there is room, and that the file is yours and whole",
+            ) from error
+
+    @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with self._engine.connect() as db:
+        with self._in_words(), self._engine.connect() as db:
             yield db
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
-        with self._engine.connect() as db:
+        with self._in_words(), self._engine.connect() as db:
             db.exec_driver_sql("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -262,7 +281,8 @@ class Catalog:
 
 def _engine(path: Path) -> Engine:
     engine = create_engine(
-        f"sqlite:///{path}", connect_args={"timeout": 60, "isolation_level": None}
+        URL.create("sqlite", database=str(path)),  # whatever characters the path has
+        connect_args={"timeout": 60, "isolation_level": None},
     )
 
     @event.listens_for(engine, "connect")

@@ -2,7 +2,10 @@
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Engine
+
+from calotype.errors import InvalidInput
 
 
 def configuration() -> Config:
@@ -14,10 +17,20 @@ def configuration() -> Config:
 
 
 def upgrade(engine: Engine) -> None:
-    """Run the missing migrations; SQLite's write lock lets one process do it at a time."""
+    """Run the missing migrations; SQLite's write lock lets one process do it at a time.
+
+    Raises:
+        InvalidInput: the catalogue is at a migration that this version does not know.
+    """
     config = configuration()
     with engine.connect() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise InvalidInput(
+                f"the catalogue was written by a newer version of Calotype: {error}",
+                hint="use that version",
+            ) from error
         connection.commit()
