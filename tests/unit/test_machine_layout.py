@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,20 @@ def test_the_inherited_descriptor_cannot_be_written(tmp_path: Path) -> None:
         assert fcntl.fcntl(held, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
     finally:
         os.close(held)
+
+
+def test_a_process_that_is_not_found_yet_holds_its_disks_and_is_killed(tmp_path: Path) -> None:
+    """The command that started it was killed before QEMU listened."""
+    driver, layout = QemuDriver(tmp_path / "cache"), Layout(tmp_path)
+    held = hold(layout)
+    with subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.pause()"], pass_fds=(held,)
+    ) as sleeper:
+        os.close(held)
+        assert driver.state(tmp_path) is PowerState.RUNNING
+        found = threading.Timer(0.1, layout.pid.write_text, [str(sleeper.pid)])
+        found.start()
+        driver.kill(tmp_path)
+        assert sleeper.wait() == -signal.SIGKILL
+        found.join()
+    assert driver.state(tmp_path) is PowerState.STOPPED

@@ -37,6 +37,9 @@ _KEPT, _SHOWN = 1 << 20, 16 << 20
 #: How long QEMU may take to start, in seconds.
 _START = 60.0
 
+#: How long it may take until QEMU's process can be found, in seconds.
+_BIRTH = 10.0
+
 _UNLIMITED = Limits(wall=None)
 
 
@@ -72,8 +75,8 @@ class QemuDriver:
         """
         layout = Layout(directory)
         process = Process.find(layout)
-        if process is None:
-            return PowerState.STOPPED
+        if process is None:  # or one that does not listen yet: it holds its disks already
+            return PowerState.RUNNING if alive(layout) else PowerState.STOPPED
         with process:
             try:
                 with Qmp.open(layout.query, 5.0) as qmp:
@@ -229,14 +232,19 @@ class QemuDriver:
 
 def _kill(layout: Layout) -> None:
     process = Process.find(layout)
+    deadline = time.monotonic() + _BIRTH
+    while process is None and alive(layout) and time.monotonic() < deadline:
+        time.sleep(0.01)  # its command was killed while QEMU started: nothing listens yet
+        process = Process.find(layout)
     if process is None:
         return
     with process:
         # QEMU's own end writes back what it holds of the disks' tables.
         with contextlib.suppress(ToolFailed, OSError), Qmp.open(layout.query, 2.0) as qmp:
-            qmp.execute("quit", timeout=2.0)
-        if not process.wait(5.0):
-            process.kill()
+            with contextlib.suppress(ToolFailed):  # it may end before it has answered
+                qmp.execute("quit", timeout=2.0)
+            process.wait(5.0)
+        process.kill()
 
 
 @contextlib.contextmanager
@@ -354,6 +362,7 @@ def _launch(spec: MachineSpec, layout: Layout, accel: Literal["kvm", "tcg"]) -> 
     argv = command_line(spec, layout, accel)
     # setsid leaves QEMU to the sandbox's own init, so that it is no child of ours.
     argv = [which("setsid"), "--fork", which(argv[0]), *argv[1:]]
+    layout.pid.unlink(missing_ok=True)  # by now that number may be anybody's
     try:
         held = hold(layout)
         try:
