@@ -68,6 +68,13 @@ class PowerState(StrEnum):
     DEALLOCATED = "deallocated"
 
 
+class Network(StrEnum):
+    """What a guest reaches by itself; connections to its forwarded ports work in both."""
+
+    RESTRICTED = "restricted"  # nothing
+    OUTBOUND = "outbound"  # all that the host reaches, the host's own loopback services included
+
+
 class SourceKind(StrEnum):
     """Where an image's bytes came from."""
 
@@ -184,6 +191,7 @@ class VirtualMachine:
     ssh_port: int  # on 127.0.0.1, forwarded to the guest's port 22
     forwards: tuple[tuple[int, int], ...] = ()  # (port on 127.0.0.1, port in the guest)
     mac: str
+    network: Network = Network.RESTRICTED
     uid: int | None = None  # the unprivileged user that QEMU runs as, when Calotype runs as root
     deallocated: bool = False
     notes: tuple[str, ...] = ()  # overrides, such as a second VM from a specialized image

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calotype.errors import Conflict, InvalidInput, ToolFailed
-from calotype.machine import Acceleration, DiskSpec, MachineSpec, Network, QemuDriver, probe, ssh
+from calotype.machine import Acceleration, DiskSpec, MachineSpec, QemuDriver, probe, ssh
 from calotype.machine.cmdline import command_line
 from calotype.machine.console import relay
 from calotype.machine.layout import Layout
 from calotype.machine.nodes import blockdevs, names, node
-from calotype.model import Caching, Generation
+from calotype.model import Caching, Generation, Network
 
 OS = DiskSpec(id="os", path=Path("/d/os.qcow2"), base=Path("/b/x.raw"), size=1 << 30)
 DATA = DiskSpec(id="data", path=Path("/d/data.qcow2"), size=1 << 20, lun=5)

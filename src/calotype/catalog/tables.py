@@ -98,6 +98,7 @@ vms = Table(
     Column("ssh_port", Integer, nullable=False, unique=True),
     Column("forwards", JSON, nullable=False),
     Column("mac", String(17), nullable=False, unique=True),
+    Column("network", String(16), nullable=False),
     Column("uid", Integer, unique=True),
     Column("deallocated", Boolean, nullable=False),
     Column("notes", JSON, nullable=False),

@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from calotype.cli import GROUPS
-from calotype.cli.arguments import Repeat, StdinPath, pair, read
+from calotype.cli.arguments import Repeat, Seconds, StdinPath, pair, read
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.output import size as show_size
 from calotype.engine import guests, launch, machines, names
 from calotype.engine.machines import VmView
 from calotype.errors import InvalidInput
-from calotype.model import VirtualMachine
+from calotype.model import Network, VirtualMachine
 
 app = App(name="vm", help=GROUPS["vm"])
 disk = App(name="disk", help="Attach and detach data disks, also while the VM runs.")
@@ -50,6 +50,7 @@ def create(
     os_disk_size: str | None = None,
     data_disk_sizes: Annotated[tuple[str, ...], Repeat] = (),
     forward: Annotated[tuple[str, ...], Repeat] = (),
+    network: Network = Network.RESTRICTED,
     tags: Annotated[tuple[str, ...], Repeat] = (),
     allow_duplicate_identity: Annotated[bool, Parameter(negative="")] = False,
     start: bool = True,
@@ -86,6 +87,9 @@ def create(
         New empty data disks: SIZE, or LUN=SIZE.
     forward
         Forward a port of 127.0.0.1 to the guest: HOST:GUEST; HOST 0 finds a free one.
+    network
+        What the guest reaches by itself. restricted: nothing. outbound: whatever this host reaches, the
+        services on the host's own loopback and its metadata addresses included.
     tags
         KEY=VALUE.
     allow_duplicate_identity
@@ -110,6 +114,7 @@ def create(
             os_disk_size=names.size(os_disk_size) if os_disk_size else None,
             new_data_disks=_data_disks(data_disk_sizes, context.catalog.image(image).data_disks),
             forwards=[_forward(text) for text in forward],
+            network=network,
             allow_duplicate_identity=allow_duplicate_identity,
             start=start,
             tags=dict(pair(text) for text in tags),
@@ -147,7 +152,7 @@ def stop(
     name: str,
     *,
     force: Annotated[bool, Parameter(negative="")] = False,
-    timeout: float = 120.0,
+    timeout: Seconds = 120.0,
     common: Common | None = None,
 ) -> None:
     """Shut a VM down.
@@ -170,7 +175,7 @@ def restart(
     name: str,
     *,
     force: Annotated[bool, Parameter(negative="")] = False,
-    timeout: float = 120.0,
+    timeout: Seconds = 120.0,
     common: Common | None = None,
 ) -> None:
     """Shut a VM down and start it.
@@ -193,7 +198,7 @@ def deallocate(
     name: str,
     *,
     force: Annotated[bool, Parameter(negative="")] = False,
-    timeout: float = 120.0,
+    timeout: Seconds = 120.0,
     common: Common | None = None,
 ) -> None:
     """Shut a VM down and give back what a stopped VM still holds on this host.
@@ -236,7 +241,7 @@ def wait(
     name: str,
     *,
     for_: Annotated[Literal["ssh", "agent", "stopped"], Parameter(name="--for")] = "ssh",
-    timeout: float = 600.0,
+    timeout: Seconds = 600.0,
     common: Common | None = None,
 ) -> None:
     """Wait until a VM answers.
@@ -287,7 +292,7 @@ def run_command(
     command: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = (),
     *,
     script: StdinPath | None = None,
-    timeout: float = 300.0,
+    timeout: Seconds = 300.0,
     common: Common | None = None,
 ) -> int:
     """Run a command as root through the guest agent; the exit status is the command's.
@@ -399,7 +404,8 @@ def _secret(text: str | None) -> str | None:
 
 
 def _public_keys(value: str) -> list[str]:
-    text = value if value.startswith(("ssh-", "ecdsa-", "sk-")) else read(value).decode()
+    given = value.startswith(("ssh-", "ecdsa-", "sk-"))
+    text = value if given else read(value).decode("utf-8", "replace")
     if "PRIVATE KEY" in text:
         raise InvalidInput(f"'{value}' is a private key", hint=f"give the public one: {value}.pub")
     return [line.strip() for line in text.splitlines() if line.strip() and line[0] != "#"]
@@ -422,7 +428,7 @@ def _data_disks(sizes: tuple[str, ...], existing: tuple[Any, ...]) -> dict[int, 
         head, separator, tail = text.partition("=")
         if separator and not head.isdecimal():
             raise InvalidInput(f"'{text}' is not LUN=SIZE")
-        lun = int(head) if separator else next(n for n in range(64) if n not in used)
+        lun = int(head) if separator else machines.free_lun(used)
         if lun in result:
             raise InvalidInput(f"LUN {lun} is named twice")
         used.add(lun)

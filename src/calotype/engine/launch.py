@@ -22,6 +22,7 @@ from calotype.model import (
     Image,
     ImageDisk,
     ManagedDisk,
+    Network,
     OsState,
     OsType,
     VirtualMachine,
@@ -50,6 +51,7 @@ class VmRequest:
     os_disk_size: int | None = None
     new_data_disks: Mapping[int, int] = field(default_factory=dict)  # LUN -> size
     forwards: Sequence[tuple[int, int]] = ()  # (port on 127.0.0.1 or 0, port in the guest)
+    network: Network = Network.RESTRICTED
     allow_duplicate_identity: bool = False
     start: bool = True
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -85,6 +87,7 @@ def create_vm(context: Context, request: VmRequest) -> VirtualMachine:
 def _check(request: VmRequest, image: Image) -> None:
     """Refuse what does not fit the image, before anything is made."""
     names.resource(request.name, "a VM")
+    names.vm_size(request.vcpus, request.memory)
     if image.architecture is not Architecture.X64:
         raise InvalidInput(f"image '{image.name}' is for {image.architecture}; this host runs x64")
     profile = {
@@ -161,6 +164,7 @@ def _plan(context: Context, request: VmRequest, image: Image) -> VirtualMachine:
         admin_user=(request.admin_user or "azureuser") if generalized else None,
         ssh_port=0,
         mac="52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3)),
+        network=request.network,
         notes=notes,
         disks=tuple(disks),
         tags=dict(request.tags),

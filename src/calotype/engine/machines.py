@@ -73,6 +73,7 @@ def specification(context: Context, vm: VirtualMachine) -> MachineSpec:
         seed=seed if seed.exists() else None,
         mac=vm.mac,
         forwards=((vm.ssh_port, 22), *vm.forwards),
+        network=vm.network,
         uid=vm.uid,
     )
 

@@ -8,7 +8,6 @@ from calotype.machine.spec import (
     Driver,
     MachineSpec,
     NbdEndpoint,
-    Network,
     Snapshot,
 )
 
@@ -20,7 +19,6 @@ __all__ = [
     "Driver",
     "MachineSpec",
     "NbdEndpoint",
-    "Network",
     "QemuDriver",
     "Snapshot",
 ]

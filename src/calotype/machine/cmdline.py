@@ -7,8 +7,8 @@ from typing import Literal
 from calotype.errors import ToolMissing
 from calotype.machine.layout import Layout
 from calotype.machine.nodes import DATA_BUS, OS_BUS, Node, blockdevs, device
-from calotype.machine.spec import MachineSpec, Network
-from calotype.model import Generation
+from calotype.machine.spec import MachineSpec
+from calotype.model import Generation, Network
 
 #: UEFI firmware: its code, and the variables that every VM gets a copy of.
 OVMF_CODE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")

@@ -6,26 +6,18 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from calotype.errors import InvalidInput
 from calotype.machine.channel import connect
-from calotype.model import Caching, Consistency, Generation, PowerState
+from calotype.model import Caching, Consistency, Generation, Network, PowerState
 
 _DISK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,35}")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 
 #: The highest LUN of a data disk (Azure's largest sizes have 64 data disks).
 MAX_LUN = 63
-
-
-class Network(StrEnum):
-    """What the guest reaches by itself; connections to its forwarded ports work in both."""
-
-    RESTRICTED = "restricted"  # nothing
-    OUTBOUND = "outbound"  # all that the host reaches, the host's own loopback services included
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

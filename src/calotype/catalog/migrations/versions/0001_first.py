@@ -62,6 +62,7 @@ def upgrade() -> None:
         sa.Column("ssh_port", sa.Integer, nullable=False),
         sa.Column("forwards", sa.JSON, nullable=False),
         sa.Column("mac", sa.String(17), nullable=False),
+        sa.Column("network", sa.String(16), nullable=False),
         sa.Column("uid", sa.Integer),
         sa.Column("deallocated", sa.Boolean, nullable=False),
         sa.Column("notes", sa.JSON, nullable=False),
