@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from calotype.errors import InvalidInput
+
 
 @dataclass(frozen=True, slots=True)
 class Home:
@@ -16,7 +18,7 @@ class Home:
         """``CALOTYPE_HOME``, else ``$XDG_DATA_HOME/calotype``, else ``~/.local/share/calotype``."""
         if home := os.environ.get("CALOTYPE_HOME"):
             return cls(Path(home).absolute())
-        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+        data = os.environ.get("XDG_DATA_HOME") or _user_home() / ".local" / "share"
         return cls(Path(data).absolute() / "calotype")
 
     @property
@@ -49,7 +51,7 @@ class Home:
         """Built recipes and their packages; shared by all installations of a user."""
         if path := os.environ.get("CALOTYPE_RECIPE_CACHE"):
             return Path(path).absolute()
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        cache = os.environ.get("XDG_CACHE_HOME") or _user_home() / ".cache"
         return Path(cache).absolute() / "calotype" / "recipes"
 
     @property
@@ -73,3 +75,12 @@ class Home:
         for path in (self.store, self.bases, self.disks, self.vms, self.cache, self.keys, self.tmp):
             path.mkdir(mode=0o700, exist_ok=True)
         return self
+
+
+def _user_home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:  # a user id that no passwd knows, without HOME
+        raise InvalidInput(
+            "this user has no home directory", hint="set CALOTYPE_HOME to a directory"
+        ) from error

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +15,11 @@ from calotype import cli, errors
 from calotype.cli import exits
 from calotype.cli.common import Common
 from calotype.cli.output import emit, plain, size
+from calotype.cli.vm import _public_keys
+from calotype.config import Home
 from calotype.engine import names
 from calotype.errors import InvalidInput
+from calotype.machine.seed import check_key
 from calotype.model import OsState
 
 ALL = [
@@ -190,3 +194,101 @@ def test_a_home_that_cannot_be_written_is_said():
     done = run("image", "list", CALOTYPE_HOME="/proc/nothing")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "9999999999T", f"{1 << 61}"])
+def test_what_is_too_large_is_said(text):
+    with pytest.raises(InvalidInput, match="more than"):
+        names.size(text)
+
+
+@pytest.mark.parametrize(("vcpus", "memory"), [(0, None), (-1, None), (256, None), (None, 1)])
+def test_what_no_vm_can_have(vcpus, memory):
+    with pytest.raises(InvalidInput, match="a VM cannot have"):
+        names.vm_size(vcpus, memory)
+
+
+HOSTILE = "a\x1b[31m\x07\r\x9b2J\x7f\u202eb\udcff"
+
+
+def test_no_text_of_others_steers_the_terminal(capsys):
+    def fail():
+        raise errors.DiskRefused(HOSTILE, hint=HOSTILE)
+
+    exits.guard(fail)
+    emit(Common(), {"a": HOSTILE, "b": [HOSTILE]})
+    emit(Common(), [{"a": HOSTILE, "b": {"c": HOSTILE}}])
+    emit(Common(output="tsv"), [[HOSTILE]])
+    emit(Common(query="[0]"), [HOSTILE])
+    emit(Common(output="json"), [HOSTILE])
+    printed = "".join(capsys.readouterr())
+    assert printed.count("[31m") == 9
+    assert not set(printed) & set("\x1b\x07\r\x9b\x7f\u202e\udcff")
+
+
+def test_json_stays_json(capsys):
+    emit(Common(output="json"), [HOSTILE])
+    assert json.loads(capsys.readouterr().out) == [HOSTILE]
+
+
+def guarded(code, **options):
+    """Run code under the guard in a process of its own."""
+    program = f"import os, sys\nfrom calotype.cli import exits\ndef command():\n    {code}\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", program + "sys.exit(exits.guard(command))"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def test_nobody_reads_on_is_no_error():
+    with guarded("os.read(0, 1); print('x' * 1_000_000)", stdin=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.write(b"x")
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
+
+
+def test_a_broken_pipe_of_our_own_is_an_error():
+    with guarded("raise BrokenPipeError(32, 'Broken pipe')") as process:
+        assert b"Broken pipe" in process.communicate()[1]
+        assert process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("vm", "create", "a", "--image", "x", "--memory", "9" * 400), "more than"),
+        (("vm", "stop", "a", "--timeout", "nan"), "seconds"),
+        (("vm", "wait", "a", "--timeout", "inf"), "seconds"),
+        (("vm", "stop", "a", "--timeout", "-1"), "seconds"),
+        (("image", "list", "--query", "length(@.a)"), "--query"),
+        (("image", "show", b"\xff"), "cannot hold"),
+        (("image", "create", "x", "--source", "http://[x", "--checksum", "0" * 64), "no URL"),
+    ],
+)
+def test_mistakes_are_said(tmp_path, arguments, words):
+    done = run(*arguments, CALOTYPE_HOME=str(tmp_path))
+    assert "Traceback" not in done.stderr
+    assert words in done.stderr
+    assert done.returncode == 2
+
+
+def test_a_key_file_that_is_no_text_is_said():
+    (key, *_) = _public_keys(sys.executable)
+    with pytest.raises(InvalidInput, match="public key"):
+        check_key(key)
+
+
+def test_a_user_without_a_home_is_told(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("CALOTYPE_HOME", raising=False)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    with pytest.raises(InvalidInput, match="no home") as caught:
+        Home.from_environment()
+    assert "CALOTYPE_HOME" in (caught.value.hint or "")

@@ -41,9 +41,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Location", self.path.removeprefix("/to/"))
             self.send_header("Content-Length", "0")
             self.end_headers()
-        elif self.path == "/loop":
+        elif self.path in ("/loop", "/astray"):
             self.send_response(302)
-            self.send_header("Location", "/loop")
+            self.send_header("Location", "/loop" if self.path == "/loop" else "http://[x")
             self.send_header("Content-Length", "0")
             self.end_headers()
         else:
@@ -180,3 +180,17 @@ def test_no_credential_is_recorded():
             max_bytes=1,
             progress=SILENT,
         )
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[x", "http://[::1", f"http://{'a' * 70}.com/", "http://a..b/", "http://ab\ud800c/"],
+)
+def test_what_is_no_url_is_said(url, tmp_path):
+    with pytest.raises(InvalidInput):
+        fetch(url, tmp_path / "f", sha256=DIGEST, max_bytes=1 << 20, progress=SILENT)
+
+
+def test_a_redirect_to_what_is_no_url_is_said(server, tmp_path):
+    with pytest.raises(ToolFailed, match="no URL"):
+        get(server, "/astray", tmp_path / "f")

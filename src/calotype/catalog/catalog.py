@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from calotype.catalog import rows
 from calotype.catalog.tables import disks, image_disks, images, vms
-from calotype.errors import CalotypeError, Conflict, NotAllowed, NotFound
+from calotype.errors import CalotypeError, Conflict, InvalidInput, NotAllowed, NotFound
 from calotype.model import Image, ManagedDisk, OsState, VirtualMachine
 
 #: The newest migration; a test holds it against the migrations' own list.
@@ -258,6 +258,8 @@ class Catalog:
                 f"the catalogue {self._path} cannot be used: {reason}",
                 hint="check that there is room, and that the file is yours and whole",
             ) from error
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise InvalidInput(f"the catalogue cannot hold that value: {error}") from error
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:

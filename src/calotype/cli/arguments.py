@@ -14,6 +14,15 @@ StdinPath = Annotated[str, Parameter(allow_leading_hyphen=True)]
 Repeat = Parameter(negative_iterable="")
 
 
+def _seconds(_type: object, value: float) -> None:
+    if not 0 <= value <= 10_000_000:  # not a number is neither
+        raise ValueError("is no number of seconds")
+
+
+#: For how long to wait.
+Seconds = Annotated[float, Parameter(validator=_seconds)]
+
+
 def pair(text: str) -> tuple[str, str]:
     """``KEY=VALUE`` taken apart."""
     key, separator, value = text.partition("=")

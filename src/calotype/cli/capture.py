@@ -9,6 +9,7 @@ from calotype.cli.arguments import Repeat, pair
 from calotype.cli.common import Common, session
 from calotype.cli.output import emit, for_people, plain
 from calotype.cli.output import size as show_size
+from calotype.cli.text import visible
 from calotype.engine.capture import Captured, CaptureRequest, capture_vm
 from calotype.guest import GeneralizeReport
 from calotype.model import OsState
@@ -111,9 +112,10 @@ def _explain(captured: Captured) -> None:
 
 def _explain_generalized(report: GeneralizeReport) -> None:
     edits = sum(len(step.edits) for step in report.steps)
+    system = visible(report.before.os_name or "a system")
     print(
-        f"generalized a copy of {report.before.os_name}: {len(report.steps)} steps, {edits} changes, "
+        f"generalized a copy of {system}: {len(report.steps)} steps, {edits} changes, "
         f"{show_size(report.wiped)} of deleted content overwritten; every check found nothing left"
     )
     for secret in report.secrets:
-        print(f"  kept, and yours to judge: {secret.path} ({secret.kind})")
+        print(f"  kept, and yours to judge: {visible(secret.path)} ({secret.kind})")

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import select
 import sys
 from collections.abc import Callable, Mapping
 
 from calotype import errors
+from calotype.cli.text import visible
 
 #: The nearest class in an error's line of ancestors decides.
 STATUS: Mapping[type[errors.CalotypeError], int] = {
@@ -39,12 +41,19 @@ def guard(command: Callable[[], object]) -> int:
         print("interrupted: what was begun has been undone", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         print(describe(of_the_system(error)), file=sys.stderr)
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _nobody_reads() -> bool:
+    """Whether the other end of standard output is gone (and not that of some socket of ours)."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def of_the_system(error: OSError) -> errors.CalotypeError:
@@ -63,4 +72,4 @@ def of_the_system(error: OSError) -> errors.CalotypeError:
 def describe(error: errors.CalotypeError) -> str:
     """An error for people: its code, what is wrong, and the cure."""
     text = f"ERROR ({error.code}): {error.message}"
-    return f"{text}\n  {error.hint}" if error.hint else text
+    return visible(f"{text}\n  {error.hint}" if error.hint else text)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from calotype.cli.common import Common
+from calotype.cli.text import visible
 from calotype.errors import InvalidInput
 
 #: Header of a column -> what stands in it, from one (plain) record.
@@ -35,7 +36,7 @@ def emit(common: Common | None, value: object, columns: Columns | None = None) -
         data = _search(common.query, data)
         columns = None
     if common.output == "json":
-        print(json.dumps(data, indent=2, ensure_ascii=False))
+        print(visible(json.dumps(data, indent=2, ensure_ascii=False)))
     elif common.output == "tsv":
         _tsv(data)
     elif common.output == "table":
@@ -97,7 +98,8 @@ def _search(query: str, data: Any) -> Any:
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+    nested = isinstance(value, dict | list)
+    return visible(json.dumps(value, ensure_ascii=False) if nested else str(value))
 
 
 def _tsv(data: Any) -> None:

@@ -88,6 +88,8 @@ def capture_vm(context: Context, vm_name: str, request: CaptureRequest) -> Captu
         InvalidInput: this guest cannot be generalized.
     """
     names.resource(request.name, "an image")
+    if request.generalize and request.os_state is OsState.SPECIALIZED:
+        raise InvalidInput("a generalized image is not specialized", hint="leave one of them out")
     if context.catalog.find_image(request.name) is not None:
         raise Conflict(f"image '{request.name}' exists already", hint="choose another name")
     with (

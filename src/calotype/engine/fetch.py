@@ -54,6 +54,7 @@ def fetch(
         ToolFailed: the server does not deliver.
     """
     networks = [_network(text) for text in allow]
+    _split(url)
     try:
         with closing(_open(url, networks)) as response:
             digest = _save(response, target, max_bytes, progress)
@@ -102,7 +103,7 @@ def _network(text: str) -> Network:
 def _open(url: str, allow: Sequence[Network]) -> BaseHTTPResponse:
     """The answer to a GET, after redirects, with its body unread."""
     for _ in range(_MAX_REDIRECTS + 1):
-        response = _get(urlsplit(url), allow)
+        response = _get(_split(url), allow)
         if response.status == 200:
             return response
         location = response.headers.get("Location")
@@ -111,8 +112,8 @@ def _open(url: str, allow: Sequence[Network]) -> BaseHTTPResponse:
             raise ToolFailed(
                 f"{plain(url)} answers {response.status} {response.reason or ''}".strip()
             )
-        target = urljoin(url, location)
-        if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
+        target = _join(url, location)
+        if _split(url).scheme == "https" and _split(target).scheme != "https":
             raise InvalidInput(f"{plain(url)} redirects from https to {plain(target)}")
         url = target
     raise ToolFailed(f"{plain(url)} redirects more than {_MAX_REDIRECTS} times")
@@ -125,7 +126,7 @@ def _get(parts: SplitResult, allow: Sequence[Network]) -> BaseHTTPResponse:
         raise InvalidInput(
             "a URL with a user or password in it is refused", hint="use a signed URL"
         )
-    host, port = parts.hostname, _port(parts)
+    host, port = _ascii(parts.hostname), _port(parts)
     address = str(_resolve(host, port, allow))
     timeout = urllib3.Timeout(connect=15, read=60)
     pool: urllib3.HTTPConnectionPool = (
@@ -139,12 +140,42 @@ def _get(parts: SplitResult, allow: Sequence[Network]) -> BaseHTTPResponse:
     return pool.urlopen(
         "GET",
         f"{target}?{parts.query}" if parts.query else target,
-        headers={"Host": parts.netloc, "User-Agent": "calotype", "Accept-Encoding": "identity"},
+        headers={
+            "Host": _authority(host, parts),
+            "User-Agent": "calotype",
+            "Accept-Encoding": "identity",
+        },
         redirect=False,
         retries=False,
         preload_content=False,
         decode_content=False,
     )
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise InvalidInput(f"that is no URL: {error}") from error
+
+
+def _join(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise ToolFailed(f"{plain(url)} redirects to what is no URL: {error}") from error
+
+
+def _ascii(host: str) -> str:
+    try:
+        return host.encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise InvalidInput(f"'{host}' cannot be the name of a host") from error
+
+
+def _authority(host: str, parts: SplitResult) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return name if parts.port is None else f"{name}:{parts.port}"
 
 
 def _port(parts: SplitResult) -> int:
@@ -166,7 +197,7 @@ def _resolve(host: str, port: int, allow: Sequence[Network]) -> Address:
 
 def _save(response: BaseHTTPResponse, target: Path, max_bytes: int, progress: Progress) -> str:
     length = response.headers.get("Content-Length", "")
-    total = int(length) if length.isdecimal() else None
+    total = int(length) if length.isdecimal() and len(length) < 20 else None
     if total is not None and total > max_bytes:
         raise _too_big(max_bytes)
     digest = hashlib.sha256()

@@ -79,6 +79,7 @@ def import_image(
         Conflict: the name belongs to another image.
     """
     names.resource(request.name, "an image")
+    names.vm_size(request.recommended.vcpus, request.recommended.memory)
     with context.operation() as operation:
         scratch = operation.directory
         existing = context.catalog.find_image(request.name)

@@ -7,6 +7,9 @@ from calotype.errors import InvalidInput
 
 _RESOURCE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9_])?")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+_MAX_SIZE = 1 << 60
+_MAX_VCPUS = 255  # of QEMU's machine without an IOMMU
+_MIN_MEMORY = 16 << 20
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 #: Names that every Linux distribution already gives to somebody else, and Azure refuses too.
 _RESERVED = frozenset(
@@ -79,4 +82,19 @@ def size(text: str) -> int:
     if not found:
         raise InvalidInput(f"'{text}' is not a size", hint="write 10G, 512M, or a number of bytes")
     scale = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}[found[2]]
-    return int(float(found[1]) * scale)
+    count = float(found[1]) * scale
+    if count > _MAX_SIZE:
+        raise InvalidInput(f"'{text}' is more than any disk or memory holds")
+    return int(count)
+
+
+def vm_size(vcpus: int | None, memory: int | None) -> None:
+    """Refuse processors and memory (bytes) that no VM can have; ``None`` is not yet chosen.
+
+    Raises:
+        InvalidInput: a VM cannot have so many, or so few.
+    """
+    if vcpus is not None and not 1 <= vcpus <= _MAX_VCPUS:
+        raise InvalidInput(f"a VM cannot have {vcpus} processors", hint=f"1 to {_MAX_VCPUS}")
+    if memory is not None and memory < _MIN_MEMORY:
+        raise InvalidInput(f"a VM cannot have {memory} bytes of memory", hint="16M or more")
