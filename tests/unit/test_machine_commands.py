@@ -21,6 +21,7 @@ from calotype.machine.console import relay
 from calotype.machine.layout import Layout
 from calotype.machine.nodes import blockdevs, names, node
 from calotype.model import Caching, Generation, Network
+from calotype.run import run
 
 OS = DiskSpec(id="os", path=Path("/d/os.qcow2"), base=Path("/b/x.raw"), size=1 << 30)
 DATA = DiskSpec(id="data", path=Path("/d/data.qcow2"), size=1 << 20, lun=5)
@@ -175,6 +176,17 @@ def test_ssh_learns_the_host_key_into_the_vm(tmp_path: Path) -> None:
     for user in ("-oProxyCommand=x", "a b", "a@b", "a\n"):
         with pytest.raises(InvalidInput):
             ssh.command(vm, 22022, user=user)
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a'b", 'a"b', "a%hb", "a\\b", "a#b=c", "a,b", "$(id)", "~a"]
+)
+def test_ssh_takes_no_path_apart(tmp_path: Path, name: str) -> None:
+    vm = tmp_path / name / "id"
+    ssh_program, *arguments = ssh.command(vm, 22, user="a", identity=tmp_path / name / "key")
+    settings = run([ssh_program, "-G", *arguments]).stdout.decode().splitlines()
+    assert f"userknownhostsfile {vm}/known_hosts" in settings
+    assert f"identityfile {tmp_path}/{name}/key".replace("%", "%%") in settings
 
 
 def test_only_a_greeting_counts_as_an_answer() -> None:

@@ -25,7 +25,7 @@ def command(
     if user.startswith("-") or not user.isprintable() or "@" in user or " " in user:
         raise InvalidInput(f"{user!r} cannot be used as a user name")
     settings = {
-        "UserKnownHostsFile": f'"{directory / "known_hosts"}"',
+        "UserKnownHostsFile": _quoted(directory / "known_hosts"),
         "GlobalKnownHostsFile": "/dev/null",
         "StrictHostKeyChecking": "accept-new",
         "HostKeyAlias": directory.name,
@@ -36,8 +36,14 @@ def command(
     for name, value in settings.items():
         argv += ["-o", f"{name}={value}"]
     if identity is not None:
-        argv += ["-i", str(identity), "-o", "IdentitiesOnly=yes"]
+        argv += ["-o", f"IdentityFile={_quoted(identity)}", "-o", "IdentitiesOnly=yes"]
     return [*argv, *options, "127.0.0.1", *(["--", *command] if command else [])]
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value of an option of ssh, which takes quotes, backslashes and percent signs apart."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{text}"'
 
 
 def answers(port: int, *, timeout: float = 5.0) -> bool:
