@@ -1,5 +1,6 @@
 """The engine's jobs without a running guest: upload, VM, capture, export, delete, and every refusal."""
 
+import hashlib
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,9 @@ from calotype import wire
 from calotype.config import Home
 from calotype.disk import open_image
 from calotype.disk.base import read
+from calotype.disk.upload import open_upload
 from calotype.engine import images, machines, storage
+from calotype.engine import import_ as import_module
 from calotype.engine.capture import CaptureRequest, capture_vm
 from calotype.engine.export import export_image
 from calotype.engine.import_ import ImageRequest, import_image
@@ -517,3 +520,41 @@ def test_a_block_device_is_uploaded_as_it_is(context, disks, device):
     )
     assert done.image.os_disk.index == index
     assert done.image.provenance.kind is SourceKind.DEVICE
+
+
+def test_a_repeated_upload_is_the_same_in_all_its_disks(context, disks, tmp_path):
+    upload(context, disks, data=(0, 1))
+    assert upload(context, disks, data=(0, 1)).existed
+    other = tmp_path / "other.raw"
+    other.write_bytes(os.urandom(MIB))
+    request = ImageRequest(name="img", os_state=OsState.GENERALIZED)
+    same, data = Upload(location=str(disks / "os.raw")), Upload(location=str(disks / "data.raw"))
+    for luns in ({}, {0: data}, {0: data, 2: data}, {0: data, 1: Upload(location=str(other))}):
+        with pytest.raises(Conflict, match="something else"):
+            import_image(context, request, same, luns)
+
+
+def test_a_repeated_upload_of_an_ova(context, disks, tmp_path):
+    upload(context, disks, data=(0,))
+    export_image(context, "img", tmp_path / "out.ova")
+    request = ImageRequest(name="back", os_state=OsState.GENERALIZED)
+    ova = Upload(location=str(tmp_path / "out.ova"))
+    assert import_image(context, request, ova, {}).image.provenance.source_format == "ova"
+    assert import_image(context, request, ova, {}).existed
+
+
+def test_what_is_hashed_is_what_is_read(context, disks, tmp_path, monkeypatch):
+    """Another file that takes the path's place, between the two, gets no checksum of the first."""
+    path = tmp_path / "upload.raw"
+    path.write_bytes((disks / "os.raw").read_bytes())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def swapped(*arguments, **options):
+        (tmp_path / "evil.raw").write_bytes(bytes(MIB))
+        (tmp_path / "evil.raw").replace(path)
+        return open_upload(*arguments, **options)
+
+    monkeypatch.setattr(import_module, "open_upload", swapped)
+    request = ImageRequest(name="img", os_state=OsState.GENERALIZED)
+    done = import_image(context, request, Upload(location=str(path), sha256=digest), {})
+    assert done.image.os_disk.size == 8 * MIB

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 
 from calotype.disk.ova import Appliance
@@ -25,6 +26,8 @@ from calotype.model import (
     SourceKind,
 )
 from calotype.store import Ingested
+
+_OVA = "ova"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +87,7 @@ def import_image(
         scratch = operation.directory
         existing = context.catalog.find_image(request.name)
         if existing is not None:
-            _require_same(context, existing, os_upload, scratch)
+            _require_same(context, existing, os_upload, data, scratch)
             return Imported(existing, (), existed=True)
         uploaded = _take_in(context, None, os_upload, scratch)
         if len(uploaded) > 1 and data:
@@ -101,32 +104,48 @@ def import_image(
     return Imported(image, tuple(item.ingested for item in uploaded))
 
 
-def _require_same(context: Context, existing: Image, upload: Upload, scratch: Path) -> None:
-    """Accept a repeated upload of the same file; refuse another one under a taken name."""
+def _require_same(
+    context: Context, existing: Image, upload: Upload, data: Mapping[int, Upload], scratch: Path
+) -> None:
+    """Accept a repeated upload of the same files; refuse another one under a taken name."""
     taken = Conflict(
         f"image '{existing.name}' exists already and holds something else",
         hint="choose another name, or delete it first",
     )
     if existing.provenance.kind not in (SourceKind.FILE, SourceKind.URL):
         raise taken
+    own = {} if existing.provenance.source_format == _OVA else _by_lun(existing)
+    if data.keys() != own.keys():
+        raise taken
     if upload.location.startswith(("http://", "https://")):
         digest = upload.sha256
     elif upload.location == "-":
         raise taken
     else:
-        with hashing(fetch_source(context, upload, scratch).path) as future:
+        with (
+            FileIO(fetch_source(context, upload, scratch).path) as file,
+            hashing(file) as future,
+        ):
             digest = future.result()
     if digest != existing.provenance.sha256:
         raise taken
+    for lun, other in data.items():
+        if [item.disk.index for item in _take_in(context, lun, other, scratch)] != [own[lun].index]:
+            raise taken
+
+
+def _by_lun(image: Image) -> dict[int, ImageDisk]:
+    return {disk.lun: disk for disk in image.data_disks if disk.lun is not None}
 
 
 def _take_in(context: Context, lun: int | None, upload: Upload, scratch: Path) -> list[_Uploaded]:
     """Put an upload into the store: one disk, or all disks of an OVA."""
     source = fetch_source(context, upload, scratch)
     with (
-        hashing(source.path) as digest,
+        FileIO(source.path) as file,  # opened once: what is hashed is what is read
+        hashing(file) as digest,
         open_upload(
-            source.path,
+            file.fileno(),
             scratch=scratch,
             declared=upload.format,
             vhd_size=upload.vhd_size,
@@ -177,7 +196,7 @@ def _image(request: ImageRequest, uploaded: list[_Uploaded], seen: Inspection) -
         provenance=Provenance(
             kind=first.source.kind,
             source=first.source.shown,
-            source_format=first.format,
+            source_format=_OVA if first.appliance else first.format,
             sha256=first.sha256,
         ),
         created_at=datetime.now(UTC),

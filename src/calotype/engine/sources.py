@@ -1,6 +1,7 @@
 """Where an upload comes from: a file, a block device, a URL, standard input — made one open file."""
 
 import hashlib
+import os
 import shutil
 import stat
 import sys
@@ -115,10 +116,10 @@ def _room(path: Path) -> int:
 
 
 @contextmanager
-def hashing(path: Path) -> Iterator["Future[str]"]:
-    """SHA-256 of a file, counted in the background; stopped when the block is left early."""
+def hashing(file: FileIO) -> Iterator["Future[str]"]:
+    """SHA-256 of an open file, counted in the background; stopped when the block is left early."""
     stop = threading.Event()
-    with ThreadPoolExecutor(1) as pool, FileIO(path) as file:
+    with ThreadPoolExecutor(1) as pool:
         try:
             yield pool.submit(_digest, file, stop)
         except BaseException:
@@ -129,9 +130,11 @@ def hashing(path: Path) -> Iterator["Future[str]"]:
 def _digest(file: FileIO, stop: threading.Event) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_BLOCK))
+    done = 0
     while not stop.is_set():
-        count = file.readinto(buffer)
+        count = os.preadv(file.fileno(), [buffer], done)  # others move the file's own position
         if not count:
             break
         digest.update(buffer[:count])
+        done += count
     return digest.hexdigest()
