@@ -52,7 +52,7 @@ class Home:
         if path := os.environ.get("CALOTYPE_RECIPE_CACHE"):
             return Path(path).absolute()
         cache = os.environ.get("XDG_CACHE_HOME") or _user_home() / ".cache"
-        return Path(cache).absolute() / "calotype" / "recipes"
+        return Path(cache).absolute() / "calotype"
 
     @property
     def cache(self) -> Path:
