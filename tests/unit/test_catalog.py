@@ -10,6 +10,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import event
 
 from calotype.catalog import Catalog
 from calotype.catalog import catalog as module
@@ -239,6 +240,29 @@ def test_the_catalogue_lies_where_it_is_told(tmp_path, name):
     Catalog(tmp_path / name / "catalog.db").close()
     assert (tmp_path / name / "catalog.db").stat().st_size > 0
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("read", [lambda c, i: c.image(i.id), lambda c, _i: c.list_images()[0]])
+def test_a_resource_is_read_whole_while_another_command_deletes_it(catalog, tmp_path, read):
+    image = an_image()
+    catalog.add_image(image)
+    other = Catalog(tmp_path / "catalog.db")
+
+    @event.listens_for(catalog._engine, "before_cursor_execute")
+    def delete(_connection, _cursor, statement, *_):
+        if "FROM image_disks" in statement:
+            other.delete_image(image.id)
+
+    assert read(catalog, image) == image
+    assert other.list_images() == []
+    other.close()
+
+
+def test_nobody_else_reads_the_catalogue(tmp_path):
+    catalog = Catalog(tmp_path / "catalog.db")
+    catalog.add_image(an_image())
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    catalog.close()
 
 
 def test_a_damaged_catalogue_is_said(tmp_path):

@@ -44,6 +44,8 @@ class Catalog:
                 every other method.)
         """
         self._path = path
+        if not path.exists():
+            path.touch(mode=0o600)  # SQLite's other files take its mode
         self._engine = _engine(path)
         with self._in_words():
             if _revision(path) != HEAD:
@@ -264,6 +266,7 @@ class Catalog:
     @contextmanager
     def _read(self) -> Iterator[Connection]:
         with self._in_words(), self._engine.connect() as db:
+            db.exec_driver_sql("BEGIN")  # all statements see one state
             yield db
 
     @contextmanager
