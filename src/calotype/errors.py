@@ -39,7 +39,7 @@ class InvalidInput(CalotypeError):
 class DiskRefused(InvalidInput):
     """A disk image that the gate does not let in; the message names the problem."""
 
-    code = "InvalidVhd"
+    code = "InvalidDiskImage"
 
 
 class NotFound(CalotypeError):

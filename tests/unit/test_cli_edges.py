@@ -14,7 +14,8 @@ import pytest
 from calotype import cli, errors
 from calotype.cli import exits
 from calotype.cli.common import Common
-from calotype.cli.output import emit, plain, size
+from calotype.cli.output import emit, plain
+from calotype.cli.text import size
 from calotype.cli.vm import _public_keys
 from calotype.config import Home
 from calotype.engine import names

@@ -207,6 +207,7 @@ def test_what_the_gate_refuses_leaves_nothing(context, tmp_path):
         ({"location": "OS", "sha256": "0" * 64}, InvalidInput, "SHA-256"),
         ({"location": "OS", "format": "qcow2"}, DiskRefused, "declared as qcow2"),
         ({"location": "OS", "format": "cloop"}, InvalidInput, "no disk format"),
+        ({"location": "ftp://h.example/x"}, InvalidInput, "not an http"),
     ],
 )
 def test_what_cannot_be_uploaded(context, disks, source, error, words):
@@ -242,6 +243,10 @@ def test_a_vm_brings_the_images_data_disks_and_more(context, disks):
         ({"computer_name": "-x"}, "host name"),
         ({"ssh_keys": ["ssh-rsa nonsense\nssh-rsa b"]}, "key"),
         ({"name": "../x"}, "cannot name"),
+        ({"vcpus": 0}, "cannot have 0 vCPUs"),
+        ({"vcpus": 256}, "cannot have 256 vCPUs"),
+        ({"memory": 2}, "too little"),
+        ({"timezone": "Mars/X"}, "no time zone"),
     ],
 )
 def test_what_cannot_be_a_vm(context, disks, options, words):
@@ -558,3 +563,32 @@ def test_what_is_hashed_is_what_is_read(context, disks, tmp_path, monkeypatch):
     request = ImageRequest(name="img", os_state=OsState.GENERALIZED)
     done = import_image(context, request, Upload(location=str(path), sha256=digest), {})
     assert done.image.os_disk.size == 8 * MIB
+
+
+def test_a_file_that_was_cut_off_is_not_taken_for_raw(context, disks, tmp_path):
+    upload(context, disks)
+    export_image(context, "img", tmp_path / "whole.vhd")
+    cut = tmp_path / "cut.vhd"
+    cut.write_bytes((tmp_path / "whole.vhd").read_bytes()[: 4 * MIB])
+    request = ImageRequest(name="cut", os_state=OsState.SPECIALIZED)
+    with pytest.raises(DiskRefused, match="named as vhd"):
+        import_image(context, request, Upload(location=str(cut)), {})
+    import_image(context, request, Upload(location=str(cut), format="raw"), {})
+
+
+def test_an_export_replaces_no_device(context, disks, tmp_path):
+    upload(context, disks)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(InvalidInput, match="no regular file"):
+        export_image(context, "img", pipe, format="raw", overwrite=True)
+    assert pipe.is_fifo()
+
+
+def test_a_capture_recommends_the_size_that_its_vm_had(context, disks):
+    upload(context, disks)
+    vm(context, vcpus=3, memory=256 * MIB)
+    capture_vm(context, "vm1", CaptureRequest(name="snap"))
+    again = vm(context, "vm2", "snap")
+    assert (again.vcpus, again.memory) == (3, 256 * MIB)
+    assert "the same machine as VM 'vm1'" in again.notes[0]

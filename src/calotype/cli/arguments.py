@@ -11,7 +11,7 @@ from calotype.errors import InvalidInput
 #: For a file name that may be ``-``: standard input.
 StdinPath = Annotated[str, Parameter(allow_leading_hyphen=True)]
 #: For options that may be repeated.
-Repeat = Parameter(negative_iterable="")
+Repeat = Parameter(negative_iterable="", consume_multiple=True)
 
 
 def _seconds(_type: object, value: float) -> None:

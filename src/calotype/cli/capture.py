@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from calotype.cli.arguments import Repeat, pair
 from calotype.cli.common import Common, session
 from calotype.cli.output import emit, for_people, plain
-from calotype.cli.output import size as show_size
+from calotype.cli.text import size as show_size
 from calotype.cli.text import visible
 from calotype.engine.capture import Captured, CaptureRequest, capture_vm
 from calotype.guest import GeneralizeReport

@@ -13,14 +13,16 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from calotype import progress, wire
+from calotype.cli.text import size
 from calotype.engine.context import Context
 
 _GLOBAL = Group("Global options", sort_key=1000)
@@ -41,6 +43,26 @@ class Common:
     "No progress bars."
 
 
+class _Rate(ProgressColumn):
+    """Units of 1024, like the amounts beside it."""
+
+    def render(self, task: Task) -> Text:
+        """Such as ``120.5 MiB/s``."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{size(int(speed))}/s" if speed else "")
+
+
+class _Left(ProgressColumn):
+    """How long it will take; at the end, how long it took."""
+
+    def render(self, task: Task) -> Text:
+        """Such as ``12 s left``."""
+        if task.finished:
+            return Text(f"{task.finished_time or 0:.0f} s")
+        left = task.time_remaining
+        return Text("" if left is None else f"{left:.0f} s left")
+
+
 class Bars:
     """Progress as bars on standard error: done, total, rate, time left."""
 
@@ -53,16 +75,13 @@ class Bars:
     ) -> Iterator[Callable[[int], None]]:
         """A bar for as long as the phase lasts."""
         amount = (
-            (DownloadColumn(True), TransferSpeedColumn())
+            (DownloadColumn(binary_units=True), _Rate(), _Left())
             if unit == "B"
-            else (MofNCompleteColumn(),)
+            else (MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
         )
-        columns = (TextColumn("{task.description:<24}"), BarColumn(), *amount)
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), *amount)
         with RichProgress(
             *columns,
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
             console=self._console,
             transient=False,
         ) as bars:

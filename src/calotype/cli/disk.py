@@ -6,7 +6,7 @@ from cyclopts import App
 
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, plain
-from calotype.cli.output import size as show_size
+from calotype.cli.text import size as show_size
 from calotype.engine import machines, names
 from calotype.model import Caching, ManagedDisk
 

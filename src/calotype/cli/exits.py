@@ -38,7 +38,7 @@ def guard(command: Callable[[], object]) -> int:
         print(describe(error), file=sys.stderr)
         return status(error)
     except KeyboardInterrupt:
-        print("interrupted: what was begun has been undone", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():

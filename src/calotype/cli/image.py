@@ -9,7 +9,7 @@ from calotype.cli import GROUPS
 from calotype.cli.arguments import Repeat, StdinPath, pair
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people
-from calotype.cli.output import size as show_size
+from calotype.cli.text import size as show_size
 from calotype.engine import images, names
 from calotype.engine.export import export_image
 from calotype.engine.import_ import ImageRequest, Imported, import_image
@@ -18,18 +18,17 @@ from calotype.errors import InvalidInput
 from calotype.model import Architecture, Caching, Generation, OsState, OsType, Recommended
 
 app = App(name="image", help=GROUPS["image"])
-app.command("calotype.cli.capture:image_capture", name="capture")
+app.command("calotype.cli.capture:image_capture", name="capture", help="Make an image of a VM.")
 
 COLUMNS: Columns = {
     "Name": lambda i: i["name"],
     "Kind": lambda i: {"OSImage": "OS image", "VMImage": "VM image"}[i["kind"]],
-    "OS": lambda i: i["osType"],
     "State": lambda i: i["osState"],
     "Gen": lambda i: i["generation"],
     "Disks": lambda i: 1 + len(i["dataDisks"]),
     "Size": lambda i: show_size(i["osDisk"]["size"] + sum(d["size"] for d in i["dataDisks"])),
     "From": lambda i: f"{i['provenance']['kind']}: {i['provenance']['source']}",
-    "Created": lambda i: i["createdAt"][:19],
+    "Created": lambda i: i["createdAt"][:10],
 }
 
 

@@ -69,20 +69,6 @@ def plain(value: object) -> Any:
     return value
 
 
-def size(count: int | None) -> str:
-    """Bytes for people: ``1.5 GiB``."""
-    if count is None:
-        return ""
-    number = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(number) < 1024 or unit == "TiB":
-            return (
-                f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
-            )
-        number /= 1024
-    raise AssertionError
-
-
 def _camel(name: str) -> str:
     head, *rest = name.split("_")
     return head + "".join(word.capitalize() for word in rest)
@@ -153,6 +139,6 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             for position, item in enumerate(value):
                 rows += _flat(item, f"{prefix}{key}[{position}].")
-        elif value not in (None, [], {}):
+        elif value not in (None, "", [], {}):
             rows.append((prefix + key, value))
     return rows

@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 from calotype.cli import GROUPS
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people
-from calotype.cli.output import size as show_size
+from calotype.cli.text import size as show_size
 from calotype.engine import storage
 
 app = App(name="store", help=GROUPS["store"])
@@ -17,13 +17,13 @@ COLUMNS: Columns = {
     "Logical": lambda r: show_size(r["logical"]),
     "Stored": lambda r: show_size(r["stored"]),
     "Shared": lambda r: show_size(r["shared"]),
-    "Deleting frees": lambda r: show_size(r["unique"]),
+    "Its own": lambda r: show_size(r["unique"]),
 }
 
 
 @app.command
 def stats(*, common: Common | None = None) -> None:
-    """Logical, stored, shared bytes; and what deleting each image would free."""
+    """Logical, stored and shared bytes; and what is each image's own: what its deletion would free."""
     with session(common) as context:
         result = storage.stats(context)
         if not for_people(common):
@@ -32,8 +32,10 @@ def stats(*, common: Common | None = None) -> None:
         emit(common, result.images, COLUMNS)
         print(
             f"{len(result.images)} images: {show_size(result.logical)} logical, "
-            f"{show_size(result.stored)} on disk in {result.packs} packs"
+            f"{show_size(result.stored)} on disk in {result.packs} packs; "
+            f"{show_size(result.unreferenced)} of it no image needs (there is no prune yet)"
         )
+        print(f"bases for VMs, made again when needed: {show_size(result.bases)}")
 
 
 @app.command

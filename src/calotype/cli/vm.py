@@ -12,7 +12,7 @@ from calotype.cli import GROUPS
 from calotype.cli.arguments import Repeat, Seconds, StdinPath, pair, read
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
-from calotype.cli.output import size as show_size
+from calotype.cli.text import size as show_size
 from calotype.engine import guests, launch, machines, names
 from calotype.engine.machines import VmView
 from calotype.errors import InvalidInput
@@ -21,7 +21,7 @@ from calotype.model import Network, VirtualMachine
 app = App(name="vm", help=GROUPS["vm"])
 disk = App(name="disk", help="Attach and detach data disks, also while the VM runs.")
 app.command(disk)
-app.command("calotype.cli.capture:capture", name="capture")
+app.command("calotype.cli.capture:capture", name="capture", help="Make an image of a VM.")
 
 COLUMNS: Columns = {
     "Name": lambda v: v["name"],
@@ -386,7 +386,30 @@ def detach(vm_name: str, disk_name: str, *, common: Common | None = None) -> Non
 
 def _emit_vm(context: Any, common: Common | None, name: str) -> None:
     images = {image.id: image.name for image in context.catalog.list_images()}
-    emit(common, _record(machines.show(context, name), images))
+    record = _record(machines.show(context, name), images)
+    emit(common, _summary(record) if for_people(common) else record)
+
+
+def _summary(record: dict[str, Any]) -> dict[str, Any]:
+    """What people want to know of a VM; ``-o json`` has the rest."""
+    disks = [
+        f"{'OS disk' if disk['lun'] is None else 'LUN ' + str(disk['lun'])}: "
+        f"{disk['name']}, {show_size(disk['size'])}"
+        for disk in record["disks"]
+    ]
+    return {
+        "name": record["name"],
+        "state": record["powerState"],
+        "image": record["image"],
+        "size": f"{record['vcpus']} vCPU, {show_size(record['memory'])}",
+        "admin": record["adminUser"],
+        "ssh": f"calotype vm ssh {record['name']} (127.0.0.1:{record['sshPort']})",
+        "forwards": ", ".join(f"127.0.0.1:{host} to {guest}" for host, guest in record["forwards"]),
+        "network": record["network"],
+        "disks": "\n".join(disks),
+        "tags": record["tags"],
+        "notes": "\n".join(record["notes"]),
+    }
 
 
 def _record(view: VmView, images: dict[str, str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from calotype.disk.base import Disk
-from calotype.errors import Conflict
+from calotype.errors import Conflict, InvalidInput
 from calotype.progress import SILENT, Progress
 
 #: Zeros are looked for in pieces of so many bytes.
@@ -29,7 +29,10 @@ def draft(target: Path, *, overwrite: bool = False) -> Iterator[int]:
 
     Raises:
         Conflict: ``target`` exists and is not to be overwritten.
+        InvalidInput: ``target`` is a device, a directory, or something else that is no file.
     """
+    if target.exists() and not target.is_file():
+        raise InvalidInput(f"{target} is no regular file", hint="name a file to write")
     if not overwrite and target.exists():
         raise _taken(target)
     beside = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
@@ -130,7 +133,9 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _taken(target: Path) -> Conflict:
-    return Conflict(f"{target} exists already", hint="choose another name, or delete it first")
+    return Conflict(
+        f"{target} exists already", hint="choose another name, or overwrite it (--overwrite)"
+    )
 
 
 def _umask() -> int:

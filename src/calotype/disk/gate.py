@@ -134,7 +134,7 @@ def open_window(
     if wanted is not None and wanted is not found:
         raise DiskRefused(
             f"it is declared as {wanted}, but its content is {found}",
-            hint=f"declare it as {found}, or convert it: qemu-img convert -f {found} -O {wanted}",
+            hint=f"declare it as {found}, or leave the format out",
         )
     layout = _parsers(vhd_size)[found](window)
     if layout.size > max_size:

@@ -25,6 +25,7 @@ from calotype.model import (
     OsType,
     PowerState,
     Provenance,
+    Recommended,
     SourceKind,
     VirtualMachine,
 )
@@ -202,6 +203,7 @@ def _image(
         label=request.label,
         family=request.family,
         description=request.description,
+        recommended=Recommended(vcpus=vm.vcpus, memory=vm.memory),
         tags=dict(request.tags),
         provenance=Provenance(
             kind=SourceKind.VM,

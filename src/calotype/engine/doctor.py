@@ -66,7 +66,11 @@ def _sandbox() -> Finding:
 def _fuse() -> Finding:
     if os.access("/dev/fuse", os.R_OK | os.W_OK):
         return Finding("FUSE (generalize)", "ok", "/dev/fuse")
-    return Finding("FUSE (generalize)", "missing", "/dev/fuse cannot be opened", "modprobe fuse")
+    if os.path.exists("/dev/fuse"):
+        return Finding(
+            "FUSE (generalize)", "missing", "/dev/fuse: permission denied", "chmod 666 /dev/fuse"
+        )
+    return Finding("FUSE (generalize)", "missing", "there is no /dev/fuse", "modprobe fuse")
 
 
 def _firmware(context: Context) -> Finding:
@@ -86,7 +90,8 @@ def _acceleration(context: Context) -> Finding:
         "acceleration",
         "limited",
         f"TCG (emulation, slow): {result.reason}",
-        "run on hardware, or in a VM with nested virtualisation",
+        "as an ordinary user, join the group of /dev/kvm; else run on hardware, or in a VM with "
+        "nested virtualisation",
     )
 
 

@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
+from calotype.disk.gate import Format
 from calotype.disk.ova import Appliance
-from calotype.disk.upload import open_upload
+from calotype.disk.upload import OpenUpload, open_upload
 from calotype.engine import look, names
 from calotype.engine.context import Context
 from calotype.engine.sources import LocalFile, Upload, fetch_source, hashing
-from calotype.errors import Conflict, InvalidInput
+from calotype.errors import Conflict, DiskRefused, InvalidInput
 from calotype.guest import Inspection, inspect
 from calotype.model import (
     Architecture,
@@ -28,6 +29,10 @@ from calotype.model import (
 from calotype.store import Ingested
 
 _OVA = "ova"
+
+
+#: File names that promise a format.
+_NAMED = ("vhd", "vhdx", "qcow2", "vmdk", "ova")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +157,7 @@ def _take_in(context: Context, lun: int | None, upload: Upload, scratch: Path) -
             progress=context.progress,
         ) as opened,
     ):
+        _hold_to_name(source, upload, opened)
         ingested = [
             context.repository.ingest(image.disk, progress=context.progress) for image in opened
         ]
@@ -174,6 +180,17 @@ def _take_in(context: Context, lun: int | None, upload: Upload, scratch: Path) -
         )
         for position, (image, cost) in enumerate(zip(opened, ingested, strict=True))
     ]
+
+
+def _hold_to_name(source: LocalFile, upload: Upload, opened: OpenUpload) -> None:
+    """A file that is named as a format and is not in it was cut off, or renamed: not taken for raw."""
+    name = source.shown.lower()
+    suffix = next((kind for kind in _NAMED if name.endswith(f".{kind}")), None)
+    if suffix and upload.format is None and opened.images[0].format is Format.RAW:
+        raise DiskRefused(
+            f"'{source.shown}' is named as {suffix}, and nothing of that format is in it",
+            hint="if it was cut off, fetch it again; if it is a raw disk, say --format raw",
+        )
 
 
 def _image(request: ImageRequest, uploaded: list[_Uploaded], seen: Inspection) -> Image:

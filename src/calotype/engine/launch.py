@@ -4,6 +4,7 @@ import hashlib
 import os
 import secrets
 import socket
+import zoneinfo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -32,6 +33,8 @@ from calotype.model import (
 _FIRST_UID = 1_900_000_000
 _UIDS_PER_HOME = 10_000
 _PORTS = range(22_000, 32_000)
+_MAX_VCPUS = 255
+_MIN_MEMORY = 64 * MIB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +90,7 @@ def create_vm(context: Context, request: VmRequest) -> VirtualMachine:
 def _check(request: VmRequest, image: Image) -> None:
     """Refuse what does not fit the image, before anything is made."""
     names.resource(request.name, "a VM")
-    names.vm_size(request.vcpus, request.memory)
+    _check_size(request)
     if image.architecture is not Architecture.X64:
         raise InvalidInput(f"image '{image.name}' is for {image.architecture}; this host runs x64")
     profile = {
@@ -124,6 +127,21 @@ def _check(request: VmRequest, image: Image) -> None:
         )
 
 
+def _check_size(request: VmRequest) -> None:
+    """Refuse a size that no VM can have, and a time zone that does not exist."""
+    if request.vcpus is not None and not 1 <= request.vcpus <= _MAX_VCPUS:
+        raise InvalidInput(f"a VM cannot have {request.vcpus} vCPUs", hint=f"1 to {_MAX_VCPUS}")
+    if request.memory is not None and request.memory < _MIN_MEMORY:
+        raise InvalidInput(
+            f"{request.memory} bytes of memory are too little", hint="write 512M, 2G; 64M at least"
+        )
+    if request.timezone is not None and request.timezone not in zoneinfo.available_timezones():
+        raise InvalidInput(
+            f"there is no time zone '{request.timezone}'", hint="such as Europe/Madrid"
+        )
+    names.vm_size(request.vcpus, request.memory)
+
+
 def _plan(context: Context, request: VmRequest, image: Image) -> VirtualMachine:
     """The VM and its disks; it has no port and no uid yet."""
     vm_id = names.new_id()
@@ -150,6 +168,8 @@ def _plan(context: Context, request: VmRequest, image: Image) -> VirtualMachine:
     notes: tuple[str, ...] = ()
     if request.allow_duplicate_identity and not generalized:
         notes = ("made with --allow-duplicate-identity: it may share another VM's identity",)
+    if not generalized:
+        notes += _beside_its_source(context, image)
     return VirtualMachine(
         id=vm_id,
         name=request.name,
@@ -184,6 +204,15 @@ def _placed(context: Context, vm: VirtualMachine, request: VmRequest) -> Virtual
         forwards=_forwards(request.forwards, used | {ssh_port}),
         uid=_free_uid(context, {other.uid for other in others}) if os.geteuid() == 0 else None,
     )
+
+
+def _beside_its_source(context: Context, image: Image) -> tuple[str, ...]:
+    """A note when the VM that a specialized image was taken from is still there: both are one machine."""
+    source = image.provenance.vm_id
+    if source not in {vm.id for vm in context.catalog.list_vms()}:
+        return ()
+    note = f"it is the same machine as VM '{image.provenance.source}', which is still there"
+    return (f"{note}: do not let both serve at once",)
 
 
 def _make_files(

@@ -66,6 +66,8 @@ def fetch_source(context: Context, upload: Upload, scratch: Path) -> LocalFile:
         )
     if upload.location.startswith(("http://", "https://")):
         return _download(context, upload, scratch)
+    if "://" in upload.location:
+        raise InvalidInput(f"'{plain(upload.location)}' is not an http or https URL")
     path = Path(upload.location)
     try:
         mode = path.stat().st_mode

@@ -18,12 +18,18 @@ class ImageUsage:
 
 @dataclass(frozen=True, slots=True)
 class StoreUsage:
-    """The whole store: ``stored`` is what its files take."""
+    """The whole store, in bytes.
+
+    ``stored`` is what its packs take, ``unreferenced`` what of it no image and no disk needs; ``bases`` is
+    what the materialized bases of VMs take on this host.
+    """
 
     images: tuple[ImageUsage, ...]
     logical: int
     stored: int
+    unreferenced: int
     packs: int
+    bases: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,9 @@ def stats(context: Context) -> StoreUsage:
         images=tuple(rows),
         logical=sum(image.size for image in images),
         stored=usage.stored,
+        unreferenced=max(0, usage.stored - usage.referenced),
         packs=usage.packs,
+        bases=sum(path.stat().st_blocks * 512 for path in context.home.bases.glob("*.raw")),
     )
 
 

@@ -33,6 +33,7 @@ from calotype.run import Limits, spawn, which
 
 #: How much of the serial log is kept at a start, and shown, in bytes.
 _KEPT, _SHOWN = 1 << 20, 16 << 20
+_AGAIN = 10.0  # seconds until a guest is asked again to power off
 
 #: How long QEMU may take to start, in seconds.
 _START = 60.0
@@ -98,14 +99,17 @@ class QemuDriver:
         """
         layout = Layout(directory)
         with layout.lock(), _running(layout) as process:
-            if not _asked(layout, "powerdown"):
-                with _control(layout) as qmp:
-                    qmp.execute("system_powerdown")
-            if not process.wait(timeout):
-                raise TimedOut(
-                    f"the guest did not power off within {timeout:g} s",
-                    hint="power it off hard, as by a power cut",
-                )
+            deadline = time.monotonic() + timeout
+            while (left := deadline - time.monotonic()) > 0:  # a guest that boots hears nothing yet
+                if not _asked(layout, "powerdown"):
+                    with _control(layout) as qmp:
+                        qmp.execute("system_powerdown")
+                if process.wait(min(_AGAIN, left)):
+                    return
+            raise TimedOut(
+                f"the guest did not power off within {timeout:g} s",
+                hint="give it more time (--timeout), or pull the plug (--force)",
+            )
 
     def kill(self, directory: Path) -> None:
         """Power off at once; harmless when it is stopped. Does not wait for the VM's lock."""
