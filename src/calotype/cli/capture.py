@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from calotype.cli.arguments import Repeat, pair
 from calotype.cli.common import Common, session
+from calotype.cli.image import summary
 from calotype.cli.output import emit, for_people, plain
 from calotype.cli.text import size as show_size
 from calotype.cli.text import visible
@@ -66,7 +67,7 @@ def capture(
     with session(common) as context:
         captured = capture_vm(context, vm_name, request)
         if for_people(common):
-            emit(common, captured.image)
+            emit(common, summary(captured.image))
             _explain(captured)
         else:
             emit(common, _record(captured))

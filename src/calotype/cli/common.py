@@ -63,6 +63,15 @@ class _Left(ProgressColumn):
         return Text("" if left is None else f"{left:.0f} s left")
 
 
+def _amount(total: int | None, unit: str) -> tuple[ProgressColumn, ...]:
+    """What stands beside the bar: how much, how fast, how long."""
+    if total is None:
+        return (TimeElapsedColumn(),)
+    if unit == "B":
+        return (DownloadColumn(binary_units=True), _Rate(), _Left())
+    return (MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
+
+
 class Bars:
     """Progress as bars on standard error: done, total, rate, time left."""
 
@@ -73,13 +82,11 @@ class Bars:
     def phase(
         self, label: str, total: int | None = None, *, unit: str = "B"
     ) -> Iterator[Callable[[int], None]]:
-        """A bar for as long as the phase lasts."""
-        amount = (
-            (DownloadColumn(binary_units=True), _Rate(), _Left())
-            if unit == "B"
-            else (MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
-        )
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), *amount)
+        """A bar for as long as the phase lasts; none for nothing to do."""
+        if total == 0:
+            yield lambda _n: None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), *_amount(total, unit))
         with RichProgress(
             *columns,
             console=self._console,
@@ -88,7 +95,7 @@ class Bars:
             task = bars.add_task(label, total=total)
             yield lambda n: bars.advance(task, n)
             if total is None:
-                bars.update(task, total=bars.tasks[task].completed)
+                bars.update(task, total=1, completed=1)
 
 
 @contextmanager

@@ -1,28 +1,30 @@
 """``calotype image``: images."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from calotype.cli import GROUPS
 from calotype.cli.arguments import Repeat, StdinPath, pair
 from calotype.cli.common import Common, session
-from calotype.cli.output import Columns, emit, for_people
+from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import size as show_size
 from calotype.engine import images, names
 from calotype.engine.export import export_image
 from calotype.engine.import_ import ImageRequest, Imported, import_image
 from calotype.engine.sources import Upload
 from calotype.errors import InvalidInput
-from calotype.model import Architecture, Caching, Generation, OsState, OsType, Recommended
+from calotype.model import Architecture, Caching, Generation, Image, OsState, OsType, Recommended
 
 app = App(name="image", help=GROUPS["image"])
 app.command("calotype.cli.capture:image_capture", name="capture", help="Make an image of a VM.")
 
+_KINDS = {"OSImage": "OS image", "VMImage": "VM image"}
+
 COLUMNS: Columns = {
     "Name": lambda i: i["name"],
-    "Kind": lambda i: {"OSImage": "OS image", "VMImage": "VM image"}[i["kind"]],
+    "Kind": lambda i: _KINDS[i["kind"]],
     "State": lambda i: i["osState"],
     "Gen": lambda i: i["generation"],
     "Disks": lambda i: 1 + len(i["dataDisks"]),
@@ -148,7 +150,8 @@ def list_(*, common: Common | None = None) -> None:
 def show(name: str, *, common: Common | None = None) -> None:
     """Show one image: its disks, its properties, where it came from."""
     with session(common) as context:
-        emit(common, context.catalog.image(name))
+        image = context.catalog.image(name)
+        emit(common, summary(image) if for_people(common) else image)
 
 
 @app.command
@@ -214,9 +217,37 @@ def delete(
         images.delete(context, name, force=force)
 
 
+def summary(image: Image) -> dict[str, Any]:
+    """What people want to know of an image; ``-o json`` has the rest."""
+    record = plain(image)
+    disks = [
+        f"{'OS disk' if disk.lun is None else f'LUN {disk.lun}'}: {show_size(disk.size)}"
+        for disk in image.disks
+    ]
+    wanted = image.recommended
+    took = image.provenance.consistency
+    return {
+        "name": image.name,
+        "kind": _KINDS[record["kind"]],
+        "state": f"{image.os_type} {image.os_state}",
+        "starts by": {"V1": "BIOS (V1)", "V2": "UEFI (V2)"}[image.generation],
+        "disks": "\n".join(disks),
+        "recommended": f"{wanted.vcpus or '-'} vCPU, {show_size(wanted.memory) or '-'}"
+        if wanted.vcpus or wanted.memory
+        else None,
+        "from": f"{image.provenance.kind} {image.provenance.source}"
+        + (f", {took}-consistent" if took else ""),
+        "sha256": image.provenance.sha256,
+        **{key: record[key] for key in ("label", "family", "description", "eula", "tags")},
+        "notes": "\n".join(image.provenance.notes),
+        "created": record["createdAt"][:19],
+        "id": image.id,
+    }
+
+
 def _emit_imported(common: Common | None, imported: Imported) -> None:
     """The image; for people also what it cost the store."""
-    emit(common, imported.image)
+    emit(common, summary(imported.image) if for_people(common) else imported.image)
     if for_people(common):
         if imported.existed:
             print("this upload was there already: nothing was done")

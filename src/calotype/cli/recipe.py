@@ -4,7 +4,8 @@ from cyclopts import App
 
 from calotype.cli import GROUPS
 from calotype.cli.common import Common, session
-from calotype.cli.output import Columns, emit
+from calotype.cli.image import summary
+from calotype.cli.output import Columns, emit, for_people
 from calotype.engine import recipes
 from calotype.model import Generation
 
@@ -43,6 +44,8 @@ def build(
     """
     with session(common) as context:
         if image is None:
-            emit(common, recipes.build_file(context, name))
-        else:
-            emit(common, recipes.build_image(context, name, image, generation=generation).image)
+            built = recipes.build_file(context, name)
+            emit(common, str(built.path) if for_people(common) else built)
+            return
+        made = recipes.build_image(context, name, image, generation=generation).image
+        emit(common, summary(made) if for_people(common) else made)

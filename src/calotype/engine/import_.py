@@ -117,7 +117,7 @@ def _require_same(
         f"image '{existing.name}' exists already and holds something else",
         hint="choose another name, or delete it first",
     )
-    if existing.provenance.kind not in (SourceKind.FILE, SourceKind.URL):
+    if existing.provenance.kind not in (SourceKind.FILE, SourceKind.URL, SourceKind.RECIPE):
         raise taken
     own = {} if existing.provenance.source_format == _OVA else _by_lun(existing)
     if data.keys() != own.keys():

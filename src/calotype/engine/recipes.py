@@ -36,4 +36,6 @@ def build_image(
         label=built.name,
         description=built.description,
     )
-    return import_image(context, request, Upload(location=str(built.path), format="raw"), {})
+    return import_image(
+        context, request, Upload(location=str(built.path), format="raw", recipe=built.name), {}
+    )

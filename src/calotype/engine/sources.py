@@ -32,6 +32,7 @@ class Upload:
         format: The disk format that the user declares; ``None``: found out.
         sha256: What the file must hash to (hex); required for a URL.
         caching: The host caching of the disk.
+        recipe: The recipe that made the file, if one did.
         vhd_size: Whose word counts for a VHD's size: ``current`` (Azure's rule) or ``geometry``.
         allow_addresses: Networks that a URL may lead to although they are not public.
     """
@@ -41,6 +42,7 @@ class Upload:
     sha256: str | None = None
     caching: Caching = Caching.READ_WRITE
     allow_addresses: tuple[str, ...] = ()
+    recipe: str | None = None
     vhd_size: SizeRule = "current"
 
 
@@ -73,6 +75,8 @@ def fetch_source(context: Context, upload: Upload, scratch: Path) -> LocalFile:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise NotFound(f"there is no file '{path}'") from None
+    if stat.S_ISREG(mode) and upload.recipe is not None:
+        return LocalFile(path=path, kind=SourceKind.RECIPE, shown=upload.recipe)
     if stat.S_ISREG(mode):
         return LocalFile(path=path, kind=SourceKind.FILE, shown=path.name)
     if stat.S_ISBLK(mode):
