@@ -124,7 +124,10 @@ def _print_rows(
         table.add_column(header, overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(cell)) for cell in row))
-    console.print(table)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        print(line if console.is_terminal else line.rstrip())
 
 
 def _getter(key: str) -> Callable[[dict[str, Any]], Any]:
