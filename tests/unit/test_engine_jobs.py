@@ -89,6 +89,23 @@ def test_upload_makes_an_image_with_its_provenance(context, disks):
     assert leftovers(context) == []
 
 
+def test_the_checksum_of_a_sparse_file_is_that_of_all_its_bytes(context, tmp_path):
+    path = tmp_path / "sparse.raw"
+    with path.open("wb") as file:
+        for offset in (5 * MIB, 9 * MIB + 4096, 21 * MIB):
+            file.seek(offset)
+            file.write(os.urandom(12_288))
+        file.truncate(33 * MIB)
+    done = import_image(
+        context,
+        ImageRequest(name="sparse", os_state=OsState.SPECIALIZED),
+        Upload(location=str(path)),
+        {},
+    )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert done.image.provenance.sha256 == digest
+
+
 def test_a_repeated_upload_does_nothing(context, disks):
     first = upload(context, disks)
     again = upload(context, disks)

@@ -1,5 +1,6 @@
 """Where an upload comes from: a file, a block device, a URL, standard input — made one open file."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -134,13 +135,26 @@ def hashing(file: FileIO) -> Iterator["Future[str]"]:
 
 
 def _digest(file: FileIO, stop: threading.Event) -> str:
+    """SHA-256 in hex; holes are counted as the zeros that they are, and not read."""
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_BLOCK))
-    done = 0
-    while not stop.is_set():
-        count = os.preadv(file.fileno(), [buffer], done)  # others move the file's own position
-        if not count:
-            break
-        digest.update(buffer[:count])
-        done += count
+    buffer, zeros = memoryview(bytearray(_BLOCK)), memoryview(bytes(_BLOCK))
+    # A description of its own: others move the position of the one that they share.
+    with FileIO(f"/proc/self/fd/{file.fileno()}") as own:
+        size = own.seek(0, os.SEEK_END)
+        at = 0
+        while at < size and not stop.is_set():
+            hole = min(_next_data(own.fileno(), at, size) - at, _BLOCK)
+            block = zeros[:hole] if hole else buffer[: os.preadv(own.fileno(), [buffer], at)]
+            if not block:  # the file was cut off meanwhile
+                break
+            digest.update(block)
+            at += len(block)
     return digest.hexdigest()
+
+
+def _next_data(descriptor: int, at: int, size: int) -> int:
+    """Where the next data of a file begins; ``at`` itself where the file system knows no holes."""
+    try:
+        return os.lseek(descriptor, at, os.SEEK_DATA)
+    except OSError as error:
+        return size if error.errno == errno.ENXIO else at
