@@ -98,9 +98,9 @@ def copy_disk(disk: Disk, fd: int, *, label: str, progress: Progress = SILENT) -
                 advance(len(part))
 
 
-def fsync_directory(path: Path) -> None:
+def fsync_directory(path: str | os.PathLike[str]) -> None:
     """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

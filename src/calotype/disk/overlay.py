@@ -12,6 +12,7 @@ from typing import Protocol
 
 from calotype.disk import qcow2
 from calotype.disk.base import Disk, Extent
+from calotype.disk.draft import fsync_directory
 from calotype.disk.layout import Kind, MappedDisk
 from calotype.disk.window import Window
 from calotype.errors import Conflict, InvalidInput
@@ -73,7 +74,7 @@ def create(path: Path, size: int) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-    _sync_directory(path.parent)
+    fsync_directory(path.parent)
 
 
 class LayeredDisk(Disk, Protocol):
@@ -179,11 +180,3 @@ def stack(layers: Sequence[Iterable[Extent]]) -> Iterator[Extent]:
         else:
             open_at[order] = run
     return coalesce(runs)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,8 +1,8 @@
 """Bases: the read-only raw file of an Index that all its VMs on this host share."""
 
-import os
 from pathlib import Path
 
+from calotype.disk.draft import fsync_directory
 from calotype.engine.context import Context
 
 
@@ -21,13 +21,5 @@ def ensure(context: Context, index: str, scratch: Path) -> Path:
             context.repository.materialize(index, new, progress=context.progress)
             new.chmod(0o444)
             new.rename(path)
-            _sync_directory(path.parent)
+            fsync_directory(path.parent)
     return path
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

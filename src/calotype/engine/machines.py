@@ -11,10 +11,8 @@ from calotype.engine import bases, names
 from calotype.engine.context import Context
 from calotype.errors import Conflict, InvalidInput, NotAllowed, NotFound
 from calotype.machine import DiskSpec, MachineSpec
+from calotype.machine.spec import MAX_LUN
 from calotype.model import MIB, Caching, ManagedDisk, PowerState, VirtualMachine
-
-#: How many data disks a VM can have; LUNs count from 0.
-LUNS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +191,8 @@ def attach(
     Raises:
         Conflict: the disk is attached already, or the LUN is taken.
     """
-    if lun is not None and not 0 <= lun < LUNS:
-        raise InvalidInput(f"{lun} is not a LUN", hint=f"0 to {LUNS - 1}")
+    if lun is not None and not 0 <= lun <= MAX_LUN:
+        raise InvalidInput(f"{lun} is not a LUN", hint=f"0 to {MAX_LUN}")
     with context.vm_lock(vm_name) as vm, context.operation() as operation:
         disk = context.catalog.disk(disk_name)
         if lun is None:
@@ -238,7 +236,7 @@ def free_lun(used: Collection[int | None]) -> int:
     Raises:
         Conflict: all are.
     """
-    for lun in range(LUNS):
+    for lun in range(MAX_LUN + 1):
         if lun not in used:
             return lun
-    raise Conflict(f"all {LUNS} LUNs are taken")
+    raise Conflict(f"all {MAX_LUN + 1} LUNs are taken")

@@ -36,6 +36,7 @@ from typing import Any
 
 import pycdlib
 
+from calotype.disk.draft import fsync_directory
 from calotype.errors import InvalidInput
 from calotype.machine.userdata import user_data
 from calotype.run import Limits, run
@@ -180,11 +181,7 @@ def write_private(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    fsync_directory(path.parent)
 
 
 def hash_password(password: str) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from calotype.disk.draft import fsync_directory
 from calotype.errors import InvalidInput, StoreDamaged
 from calotype.model import Generation, OsType
 from calotype.progress import SILENT, Progress
@@ -175,11 +176,7 @@ def _publish(raw: Path, image: Path, facts: bytes) -> None:
         os.fsync(file.fileno())
     temporary.replace(image.with_suffix(".json"))
     raw.replace(image)
-    directory = os.open(image.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    fsync_directory(image.parent)
 
 
 @contextlib.contextmanager

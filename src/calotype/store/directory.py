@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from calotype.disk.draft import fsync_directory
 from calotype.errors import Conflict
 from calotype.store.objects import Bytes, Stored, as_buffers, check_key, missing, truncated
 
@@ -85,7 +86,7 @@ class DirectoryStore:
         """Keep ``data`` as ``key``."""
         if if_absent and os.path.exists(self._file(key)):
             # Whoever finds a key taken may rely on it, so its name must be durable by then.
-            _fsync_directory(os.path.dirname(self._file(key)))
+            fsync_directory(os.path.dirname(self._file(key)))
             return False
         writer = self.writer()
         try:
@@ -106,12 +107,12 @@ class DirectoryStore:
             os.unlink(path)
         except FileNotFoundError:
             return
-        _fsync_directory(os.path.dirname(path))
+        fsync_directory(os.path.dirname(path))
 
     def persist(self, prefix: str) -> None:
         """Sync the directories that hold the objects of ``prefix``."""
         for directory, _files in self._directories(prefix):
-            _fsync_directory(directory)
+            fsync_directory(directory)
 
     def _directories(self, prefix: str) -> Iterator[tuple[str, Sequence[str]]]:
         """The directories that may hold keys of ``prefix``, with the names of their files."""
@@ -204,7 +205,7 @@ class FileWriter:
                 os.link(self._path, target)
             except FileExistsError:
                 fresh = False
-        _fsync_directory(os.path.dirname(target))
+        fsync_directory(os.path.dirname(target))
         self.abort()
         return fresh
 
@@ -247,12 +248,4 @@ def _make_directory(path: str) -> None:
     _make_directory(parent)
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
-    _fsync_directory(parent)
-
-
-def _fsync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    fsync_directory(parent)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from calotype.disk.draft import fsync_directory
 from calotype.store.reader import IndexDisk
 from calotype.store.workers import spread
 
@@ -29,7 +30,7 @@ def materialize(disk: IndexDisk, path: Path, name: str, report: Callable[[int], 
         spread(disk.regions, lambda next_region: _write_regions(next_region, fd, disk, report))
         os.fsync(fd)
         os.rename(part, path)
-        _fsync_directory(path.parent)
+        fsync_directory(path.parent)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
@@ -93,11 +94,3 @@ def _pwrite(fd: int, offset: int, views: list[memoryview]) -> None:
     while written < total:
         rest = b"".join(views)[written:]
         written += os.pwrite(fd, rest, offset + written)
-
-
-def _fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
