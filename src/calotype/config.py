@@ -1,9 +1,15 @@
-"""Where this installation keeps its things."""
+"""Where this installation keeps its things, and what it was told."""
 
 import os
+import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+from calotype import units
 from calotype.errors import InvalidInput
 
 
@@ -30,6 +36,11 @@ class Home:
     def store(self) -> Path:
         """The object store of packs and indexes."""
         return self.root / "store"
+
+    @property
+    def config(self) -> Path:
+        """What the user set, in TOML; there need not be one."""
+        return self.root / "config.toml"
 
     @property
     def bases(self) -> Path:
@@ -84,3 +95,90 @@ def _user_home() -> Path:
         raise InvalidInput(
             "this user has no home directory", hint="set CALOTYPE_HOME to a directory"
         ) from error
+
+
+class Setting(NamedTuple):
+    """One thing that can be set: ``key`` in the file, ``environment`` beside it, which wins."""
+
+    key: str
+    environment: str
+    parse: Callable[[str], Any]
+    default: str
+    help: str
+
+
+#: Everything that can be set.
+SETTINGS = (
+    Setting(
+        "store.url",
+        "CALOTYPE_STORE",
+        str,
+        "",
+        "where packs and Indexes are kept: a directory, s3://BUCKET/PREFIX?endpoint=URL, "
+        "az://ACCOUNT/CONTAINER/PREFIX; empty: in Calotype's own directory",
+    ),
+    Setting(
+        "store.cache",
+        "CALOTYPE_STORE_CACHE",
+        units.size,
+        "10G",
+        "how much of a remote store is kept on this host",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What the environment says, else ``config.toml``, else the default.
+
+    ``values`` are by key; ``stores`` are the URLs of other stores by the name that the user gave them.
+    """
+
+    values: Mapping[str, Any]
+    stores: Mapping[str, str]
+
+    @classmethod
+    def load(cls, path: Path) -> "Settings":
+        """Read the settings; a file that is not there sets nothing.
+
+        Raises:
+            InvalidInput: a key or a value is not one.
+        """
+        flat = _flat(_parsed(path))
+        stores = {k.removeprefix("stores."): v for k, v in flat.items() if k.startswith("stores.")}
+        known = {setting.key for setting in SETTINGS}
+        for key in flat.keys() - known - {f"stores.{name}" for name in stores}:
+            near = get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            raise InvalidInput(f"{path}: there is no setting '{key}'", hint=hint)
+        values = {}
+        for setting in SETTINGS:
+            text = os.environ.get(setting.environment) or flat.get(setting.key, setting.default)
+            values[setting.key] = setting.parse(text)
+        return cls(values=MappingProxyType(values), stores=MappingProxyType(stores))
+
+    def store(self, text: str) -> str:
+        """The URL of another store: one that ``config.toml`` names under ``[stores]``, or ``text``."""
+        return self.stores.get(text, text)
+
+
+def _parsed(path: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} is not TOML: {error}") from None
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """``{"store": {"url": "x"}}`` as ``{"store.url": "x"}``."""
+    flat: dict[str, str] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, str | int) and not isinstance(value, bool):
+            flat[prefix + key] = str(value)
+        else:
+            raise InvalidInput(f"the setting '{prefix}{key}' is neither a text nor a number")
+    return flat

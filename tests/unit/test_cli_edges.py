@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from calotype import cli, errors
+from calotype import cli, errors, units
 from calotype.cli import exits
 from calotype.cli.common import Common
 from calotype.cli.output import emit, plain
@@ -112,13 +112,13 @@ def test_sizes_for_people(count, text):
     [("10G", 10 << 30), ("512MiB", 512 << 20), ("1.5g", 3 << 29), ("2t", 2 << 40), ("4096", 4096)],
 )
 def test_sizes_of_people(text, count):
-    assert names.size(text) == count
+    assert units.size(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "G", "10X", "-1G", "1e3", "10 G G"])
 def test_what_is_no_size(text):
     with pytest.raises(InvalidInput):
-        names.size(text)
+        units.size(text)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_home_that_cannot_be_written_is_said():
 @pytest.mark.parametrize("text", ["9" * 400, "9999999999T", f"{1 << 61}"])
 def test_what_is_too_large_is_said(text):
     with pytest.raises(InvalidInput, match="more than"):
-        names.size(text)
+        units.size(text)
 
 
 @pytest.mark.parametrize(("vcpus", "memory"), [(0, None), (-1, None), (256, None), (None, 1)])

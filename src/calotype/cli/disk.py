@@ -4,10 +4,11 @@ from typing import Any
 
 from cyclopts import App
 
+from calotype import units
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, plain
 from calotype.cli.text import size as show_size
-from calotype.engine import machines, names
+from calotype.engine import machines
 from calotype.model import Caching, ManagedDisk
 
 app = App(
@@ -43,7 +44,7 @@ def create(
         Host caching when attached.
     """
     with session(common) as context:
-        emit(common, machines.create_disk(context, name, names.size(size), caching=caching))
+        emit(common, machines.create_disk(context, name, units.size(size), caching=caching))
 
 
 @app.command(name="list")

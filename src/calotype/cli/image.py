@@ -5,12 +5,13 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from calotype import units
 from calotype.cli import GROUPS
 from calotype.cli.arguments import Repeat, StdinPath, pair
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import size as show_size
-from calotype.engine import images, names
+from calotype.engine import images
 from calotype.engine.export import export_image
 from calotype.engine.import_ import ImageRequest, Imported, import_image
 from calotype.engine.sources import Upload
@@ -117,7 +118,7 @@ def create(
         eula=eula,
         recommended=Recommended(
             vcpus=recommended_vcpus,
-            memory=names.size(recommended_memory) if recommended_memory else None,
+            memory=units.size(recommended_memory) if recommended_memory else None,
         ),
         tags=dict(pair(text) for text in tags),
     )

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from calotype import units
 from calotype.cli import GROUPS
 from calotype.cli.arguments import Repeat, Seconds, StdinPath, pair, read
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import size as show_size
-from calotype.engine import guests, launch, machines, names
+from calotype.engine import guests, launch, machines
 from calotype.engine.machines import VmView
 from calotype.errors import InvalidInput
 from calotype.model import Network, VirtualMachine
@@ -104,14 +105,14 @@ def create(
             name=name,
             image=image,
             vcpus=vcpus,
-            memory=names.size(memory) if memory else None,
+            memory=units.size(memory) if memory else None,
             computer_name=computer_name,
             admin_user=admin_username,
             admin_password=_secret(admin_password),
             ssh_keys=[key for value in ssh_key_values for key in _public_keys(value)],
             custom_data=read(custom_data) if custom_data else None,
             timezone=time_zone,
-            os_disk_size=names.size(os_disk_size) if os_disk_size else None,
+            os_disk_size=units.size(os_disk_size) if os_disk_size else None,
             new_data_disks=_data_disks(data_disk_sizes, context.catalog.image(image).data_disks),
             forwards=[_forward(text) for text in forward],
             network=network,
@@ -455,5 +456,5 @@ def _data_disks(sizes: tuple[str, ...], existing: tuple[Any, ...]) -> dict[int, 
         if lun in result:
             raise InvalidInput(f"LUN {lun} is named twice")
         used.add(lun)
-        result[lun] = names.size(tail if separator else text)
+        result[lun] = units.size(tail if separator else text)
     return result

@@ -7,7 +7,6 @@ from calotype.errors import InvalidInput
 
 _RESOURCE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9_])?")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-_MAX_SIZE = 1 << 60
 _MAX_VCPUS = 255  # of QEMU's machine without an IOMMU
 _MIN_MEMORY = 16 << 20
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
@@ -70,22 +69,6 @@ def computer_name(name: str) -> str:
             hint="letters, digits and '-', at most 63, not at either end; set --computer-name",
         )
     return name
-
-
-def size(text: str) -> int:
-    """Bytes in ``10G``, ``512MiB``, ``2t`` or a plain number of bytes (units are powers of 1024).
-
-    Raises:
-        InvalidInput: it is not a size.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
-    if not found:
-        raise InvalidInput(f"'{text}' is not a size", hint="write 10G, 512M, or a number of bytes")
-    scale = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}[found[2]]
-    count = float(found[1]) * scale
-    if count > _MAX_SIZE:
-        raise InvalidInput(f"'{text}' is more than any disk or memory holds")
-    return int(count)
 
 
 def vm_size(vcpus: int | None, memory: int | None) -> None:

@@ -1,0 +1,52 @@
+"""Sizes, times and shares as people write them."""
+
+import re
+from datetime import timedelta
+
+from calotype.errors import InvalidInput
+
+_MAX_SIZE = 1 << 60
+_SCALE = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def size(text: str) -> int:
+    """Bytes in ``10G``, ``512MiB``, ``2t`` or a plain number of bytes (units are powers of 1024).
+
+    Raises:
+        InvalidInput: it is not a size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower(), re.ASCII)
+    if not found:
+        raise InvalidInput(f"'{text}' is not a size", hint="write 10G, 512M, or a number of bytes")
+    count = float(found[1]) * _SCALE[found[2]]
+    if count > _MAX_SIZE:
+        raise InvalidInput(f"'{text}' is more than any disk or memory holds")
+    return int(count)
+
+
+def duration(text: str) -> timedelta:
+    """The time in ``90s``, ``15m``, ``36h``, ``7d``, ``2w``, or a plain ``0``.
+
+    Raises:
+        InvalidInput: it is not a time.
+    """
+    found = re.fullmatch(r"(\d{1,9})\s*([smhdw]?)", text.strip().lower(), re.ASCII)
+    if not found or (not found[2] and int(found[1])):
+        raise InvalidInput(f"'{text}' is not a time", hint="write 90s, 15m, 36h, 7d or 2w")
+    seconds = int(found[1]) * _SECONDS[found[2] or "s"]
+    if seconds > 100 * 365 * _SECONDS["d"]:
+        raise InvalidInput(f"'{text}' is longer than a hundred years")
+    return timedelta(seconds=seconds)
+
+
+def share(text: str) -> float:
+    """The part of a whole in ``10%`` (above 0, at most 100).
+
+    Raises:
+        InvalidInput: it is not a share.
+    """
+    found = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)\s*%", text.strip(), re.ASCII)
+    if not found or not 0 < float(found[1]) <= 100:
+        raise InvalidInput(f"'{text}' is not a share", hint="write 10%, or 0.5%")
+    return float(found[1]) / 100
