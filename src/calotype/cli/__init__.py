@@ -16,10 +16,11 @@ GROUPS = {
     "image": "Images: upload, list, show, capture, export, tag, delete.",
     "vm": "Virtual machines: create from an image, look after, capture.",
     "disk": "Managed disks: create, list, show, delete.",
-    "store": "The store: how much it holds, and whether it is whole.",
+    "store": "The store: how much it holds, whether it is whole; prune, repair, copy.",
     "recipe": "Recipes: build an image from a distribution's own packages.",
 }
 SINGLES = {
+    "config": "What can be set, and what is.",
     "doctor": "What this machine can do, and how to get what is missing.",
     "completion": "Print a completion script for a shell.",
 }
