@@ -420,7 +420,7 @@ def test_a_failed_materialize_leaves_the_old_file_and_nothing_else(tmp_path):
     path.write_bytes(b"old")
     for stored in list(objects.list("packs/")):
         objects.delete(stored.key)
-    with pytest.raises(NotFound):
+    with pytest.raises(StoreDamaged):
         repository.materialize(index, path)
     with pytest.raises(StoreDamaged):
         Repository(objects).materialize(index, path)

@@ -1,7 +1,7 @@
 """Where ingest workers hand in chunks: hash them, look them up, keep the unknown ones in packs."""
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,11 +32,27 @@ class Counts:
 
 
 class Intake:
-    """One ingest's way into the packs, shared by its workers."""
+    """One ingest's way into the packs, shared by its workers.
 
-    def __init__(self, objects: ObjectStore, packs: PackSet, domain: Domain) -> None:
+    ``meet`` is called with the keys of packs in which known chunks were found for the first time in this
+    ingest, before the ingest relies on them; it returns those that must not be used. The packs that the
+    ingest seals itself are not among them.
+    """
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        packs: PackSet,
+        domain: Domain,
+        *,
+        meet: Callable[[Sequence[str]], Collection[str]] | None = None,
+    ) -> None:
         self.domain = domain
         self._packs = packs
+        self._meet = meet
+        self._meeting = threading.Lock()
+        self._used: set[str] = set()
+        self._refused: set[str] = set()
         self._claimed: dict[Kind, set[bytes]] = {kind: set() for kind in Kind}
         self._lock = threading.Lock()
         self.writers = {kind: PackWriter(objects, kind, domain.name, self._sealed) for kind in Kind}
@@ -45,6 +61,11 @@ class Intake:
     def stored_bytes(self) -> int:
         """What was appended to packs so far, compressed."""
         return sum(w.stored_bytes for w in self.writers.values())
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The keys of the packs that this ingest relies on so far: met, or sealed by itself."""
+        return frozenset(self._used)
 
     def claim(self, kind: Kind, digests: Sequence[bytes]) -> list[int]:
         """Which of these chunks nobody has yet: they are the caller's to store now."""
@@ -67,11 +88,26 @@ class Intake:
 
     def _unknown(self, kind: Kind, rows: Bytes32) -> list[int]:
         places = self._packs.find(kind, self.domain.name, rows)
+        while not self._usable(self._packs.keys(places[places >= 0])):
+            places = self._packs.find(kind, self.domain.name, rows)
         unknown: list[int] = np.flatnonzero(places < 0).tolist()
         return unknown
 
+    def _usable(self, keys: Sequence[str]) -> bool:
+        """Whether all these packs may be relied on; those that may not are forgotten."""
+        if self._used.issuperset(keys):
+            return True
+        with self._meeting:
+            if self._meet is not None and (new := sorted(set(keys) - self._used - self._refused)):
+                self._refused.update(self._meet(new))
+            bad = self._refused.intersection(keys)
+            self._packs.forget(bad)
+            self._used.update(set(keys) - bad)
+        return not bad
+
     def _sealed(self, pack: Pack) -> None:
         with self._lock:
+            self._used.add(pack.key)
             self._packs.add(pack)
             raw = pack.digests.tobytes()
             width = pack.digests.shape[1]

@@ -4,9 +4,10 @@ The layout is defined in docs/design/repository.md. Everything read back is pars
 does not cover its bytes exactly is damage.
 """
 
+import secrets
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import NamedTuple
@@ -86,6 +87,20 @@ class Pack:
         """The object's key."""
         return PREFIX + self.id
 
+    def emptied(self) -> "Pack":
+        """This pack without its contents: what is left of one that was deleted."""
+        return replace(
+            self,
+            size=0,
+            digests=self.digests[:0],
+            lengths=self.lengths[:0],
+            frame_stored=self.frame_stored[:0],
+            frame_raw=self.frame_raw[:0],
+            frame_chunks=self.frame_chunks[:0],
+            frame_codec=self.frame_codec[:0],
+            frame_checksum=self.frame_checksum[:0],
+        )
+
     @cached_property
     def frame_offset(self) -> Ints:
         """Where each frame starts in the object."""
@@ -115,9 +130,13 @@ class Pack:
 
 
 def footer(kind: Kind, domain: str, rows: Sequence[FrameRow]) -> bytes:
-    """The footer of a pack of these frames."""
+    """The footer of a pack of these frames.
+
+    It holds a random number, so that the id of a pack that was deleted does not come back.
+    """
     chunks = sum(len(r.digests) for r in rows)
-    head = _FOOT.pack(_FOOT_MAGIC, _VERSION, kind, chunks, len(rows), 0, pack_name(domain))
+    nonce = secrets.randbits(32)
+    head = _FOOT.pack(_FOOT_MAGIC, _VERSION, kind, chunks, len(rows), nonce, pack_name(domain))
     lengths = [n for r in rows for n in r.lengths]
     columns = (
         lengths,
@@ -175,8 +194,8 @@ def parse(foot: bytes, name: str, size: int) -> Pack:
         StoreDamaged: no pack of this size has this footer.
     """
     key = PREFIX + name
-    magic, version, kind, chunks, frames, reserved, padded = _FOOT.unpack_from(foot)
-    if magic != _FOOT_MAGIC or reserved:
+    magic, version, kind, chunks, frames, _nonce, padded = _FOOT.unpack_from(foot)
+    if magic != _FOOT_MAGIC:
         raise _damaged(key, "has no valid footer")
     if version != _VERSION:
         raise InvalidInput(

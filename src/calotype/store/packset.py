@@ -7,7 +7,7 @@ of their ids, is taken: the same one every time.
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,14 +38,17 @@ class PackSet:
         self._lock = threading.RLock()
         self._packs: list[Pack] = []
         self._known: set[str] = set()
+        self._gone: set[int] = set()  # numbers of packs that were forgotten
         self._tables: dict[tuple[Kind, str], tuple[_Table, ...]] = {}
         self._loaded = False
-        self.generation = 0  # grows whenever a lookup may find more than before
+        self.generation = 0  # grows whenever a lookup may answer otherwise than before
 
     @property
     def packs(self) -> Sequence[Pack]:
-        """The packs by number."""
-        return self._packs
+        """The packs by number; what was forgotten is empty."""
+        if not self._gone:
+            return self._packs
+        return [p.emptied() if n in self._gone else p for n, p in enumerate(self._packs)]
 
     def refresh(self) -> None:
         """Learn the packs that were added since.
@@ -78,6 +81,21 @@ class PackSet:
         with self._lock:
             if pack.key not in self._known:
                 self._add([pack])
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Drop packs that were deleted, or must not be used; harmless when they are not known.
+
+        A later :meth:`refresh` learns those again that are still listed.
+        """
+        with self._lock:
+            if not self._known.intersection(keys):
+                return
+            self._known.difference_update(keys)
+            self._gone.update(n for n, p in enumerate(self._packs) if p.key in keys)
+            gone = np.array(sorted(self._gone), dtype=np.int64)
+            for group, tables in self._tables.items():
+                self._tables[group] = tuple(_without(table, gone) for table in tables)
+            self.generation += 1
 
     def _add(self, fresh: Sequence[Pack]) -> None:
         groups: dict[tuple[Kind, str], list[_Table]] = {}
@@ -135,6 +153,10 @@ class PackSet:
         """The pack's number, the pack, and the chunk's number in it."""
         return place >> _SHIFT, self._packs[place >> _SHIFT], place & _LOW
 
+    def keys(self, places: Ints) -> list[str]:
+        """The keys of the packs that these places lie in."""
+        return [self._packs[n].key for n in np.unique(places >> _SHIFT).tolist()]
+
     def by_pack(self, places: Ints) -> list[tuple[int, Pack, Ints, Ints]]:
         """Places grouped by pack: (pack number, pack, positions in ``places``, chunk numbers)."""
         numbers = places >> _SHIFT
@@ -148,6 +170,11 @@ class PackSet:
 def _prefixes(digests: Bytes32) -> npt.NDArray[np.uint64]:
     prefixes = np.ascontiguousarray(digests[:, :8]).view("<u8").reshape(-1)
     return prefixes.astype(np.uint64, copy=False)
+
+
+def _without(table: _Table, gone: Ints) -> _Table:
+    kept = ~np.isin(table.place >> _SHIFT, gone)
+    return _Table(table.prefix[kept], table.place[kept])
 
 
 def _merge(tables: Sequence[_Table]) -> _Table:

@@ -7,12 +7,13 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from calotype.disk.base import Extent
-from calotype.errors import InvalidInput, StoreDamaged
+from calotype.errors import InvalidInput, NotFound, StoreDamaged
 from calotype.store.codec import decode
 from calotype.store.digest import Bytes32, Domain, Ints, as_rows
 from calotype.store.index import Leaf, Root
@@ -24,6 +25,7 @@ _CACHE = 32 << 20  # raw bytes of frames that are kept
 _LEAVES = 64  # parsed leaves that a disk keeps
 _NEAR = 64 << 10  # frames closer than this are read together
 _TOGETHER = 8 << 20  # stored bytes read at once
+_TRIES = 10  # lookups for bytes whose pack vanishes each time before they are read
 _HINT = "run `calotype store check` to see which images are touched"
 
 FrameKey = tuple[int, int]  # pack number, frame number
@@ -47,7 +49,7 @@ class FrameReader:
 
         Raises:
             StoreDamaged: a frame does not hold what its pack's footer says.
-            NotFound: a pack is gone.
+            NotFound: a pack is gone; it is forgotten, so that the next lookup finds another one.
         """
         found: dict[FrameKey, bytes] = {}
         with self._lock:
@@ -84,7 +86,11 @@ class FrameReader:
         start = int(pack.frame_offset[group[0][1]])
         last = group[-1][1]
         end = int(pack.frame_offset[last]) + int(pack.frame_stored[last])
-        stored = memoryview(self._objects.get_range(pack.key, start, end - start))
+        try:
+            stored = memoryview(self._objects.get_range(pack.key, start, end - start))
+        except NotFound:
+            self._packs.forget([pack.key])
+            raise
         found: dict[FrameKey, bytes] = {}
         for key in group:
             at = int(pack.frame_offset[key[1]]) - start
@@ -117,6 +123,10 @@ def raw_frame(pack: Pack, number: int, stored: memoryview, domain: Domain) -> by
     if b"".join(digests) != pack.digests[chunks].tobytes():
         raise _damaged(pack, number, "a chunk does not match its digest")
     return raw
+
+
+def _vanishing(what: str) -> StoreDamaged:
+    return StoreDamaged(f"{what} is in packs that vanish as they are read", hint=_HINT)
 
 
 def _damaged(pack: Pack, number: int, what: str) -> StoreDamaged:
@@ -169,9 +179,14 @@ class LeafReader:
 
     def parse(self, region: int, digest: bytes) -> Leaf:
         """Read the leaf ``digest`` as that of ``region``."""
-        number, pack, chunk = self._packs.locate(self.place(digest))
-        key = (number, int(pack.chunk_frame[chunk]))
-        raw = self._frames.frames([key])[key]
+        for _ in range(_TRIES):
+            number, pack, chunk = self._packs.locate(self.place(digest))
+            key = (number, int(pack.chunk_frame[chunk]))
+            with suppress(NotFound):  # prune moved it meanwhile
+                raw = self._frames.frames([key])[key]
+                break
+        else:
+            raise _vanishing(f"the leaf {digest.hex()}")
         start = int(pack.chunk_offset[chunk])
         span = min(self._root.region, self._root.size - region * self._root.region)
         return Leaf.decode(raw[start : start + int(pack.lengths[chunk])], span)
@@ -194,8 +209,10 @@ class LeafReader:
                 self._cache.move_to_end(region)
                 return self._cache[region]
         leaf = self.leaf(region)
-        if leaf is None:
-            return None
+        return self.place_again(region, leaf) if leaf is not None else None
+
+    def place_again(self, region: int, leaf: Leaf) -> Placed:
+        """Look up where the rows of a region's leaf are now."""
         placed = self._place(region, leaf)
         with self._lock:
             self._cache[region] = placed
@@ -296,7 +313,7 @@ class IndexDisk:
         target = np.frombuffer(buffer, dtype=np.uint8)
         placed = self._leaves.placed(region)
         done = 0
-        for first, view in self._pieces(placed, offset, offset + len(buffer)):
+        for first, view in self._pieces(region, placed, offset, offset + len(buffer)):
             at = first - offset
             target[done:at] = 0
             done = at + len(view)
@@ -316,11 +333,12 @@ class IndexDisk:
     def region(self, number: int) -> Iterator[tuple[int, memoryview]]:
         """The data of a region in order: where on the disk, and the bytes."""
         base = number * self._root.region
-        for offset, view in self._pieces(self._leaves.placed(number), 0, self._root.region):
+        placed = self._leaves.placed(number)
+        for offset, view in self._pieces(number, placed, 0, self._root.region):
             yield base + offset, view
 
     def _pieces(
-        self, placed: Placed | None, start: int, end: int
+        self, region: int, placed: Placed | None, start: int, end: int
     ) -> Iterator[tuple[int, memoryview]]:
         """The data of a region in ``[start, end)``: where in the region, and the bytes."""
         if placed is None:
@@ -329,13 +347,24 @@ class IndexDisk:
         low = int(np.searchsorted(leaf.end, start, side="right"))
         high = int(np.searchsorted(leaf.offset, end, side="left"))
         for some in _batches(placed, low, high):
-            keys = list(zip(placed.pack[some].tolist(), placed.frame[some].tolist(), strict=True))
-            frames = self._frames.frames(keys)
+            placed, keys, frames = self._frames_of(region, placed, some)
             columns = (leaf.offset[some], leaf.end[some], placed.start[some])
             for key, first, last, at in zip(keys, *(c.tolist() for c in columns), strict=True):
                 low_cut, high_cut = max(first, start), min(last, end)
                 data = memoryview(frames[key])
                 yield low_cut, data[at + low_cut - first : at + high_cut - first]
+
+    def _frames_of(
+        self, region: int, placed: Placed, some: slice
+    ) -> tuple[Placed, list[FrameKey], dict[FrameKey, bytes]]:
+        """The frames of these rows, looked up again when prune moved them meanwhile."""
+        for _ in range(_TRIES):
+            keys = list(zip(placed.pack[some].tolist(), placed.frame[some].tolist(), strict=True))
+            try:
+                return placed, keys, self._frames.frames(keys)
+            except NotFound:
+                placed = self._leaves.place_again(region, placed.leaf)
+        raise _vanishing(f"region {region}")
 
     def close(self) -> None:
         """Nothing is held open."""
