@@ -15,28 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from calotype.disk import nbd_protocol as nbd
 from calotype.disk.base import Extent
 from calotype.disk.overlay import coalesce
 from calotype.errors import InvalidInput, NotFound, TimedOut, ToolFailed
 
-_OPTION_MAGIC = b"IHAVEOPT"
-_OPTION_REPLY_MAGIC = 0x0003E889045565A9
-_REQUEST_MAGIC = 0x25609513
-_STRUCTURED_MAGIC = 0x668E33EF
-
-_FIXED_NEWSTYLE, _NO_ZEROES = 1, 2
-_OPT_GO, _OPT_STRUCTURED_REPLY, _OPT_SET_META_CONTEXT = 7, 8, 10
-_REP_ACK, _REP_INFO, _REP_META_CONTEXT, _REP_ERROR = 1, 3, 4, 1 << 31
-_REP_ERROR_UNKNOWN = _REP_ERROR | 6
-_INFO_EXPORT, _INFO_BLOCK_SIZE = 0, 3
-_CMD_READ, _CMD_DISC, _CMD_BLOCK_STATUS = 0, 2, 7
-_REPLY_NONE, _REPLY_DATA, _REPLY_HOLE, _REPLY_STATUS, _REPLY_ERROR = 0, 1, 2, 5, 1 << 15
-_DONE = 1
-_STATE_ZERO = 2
-
-_ALLOCATION = "base:allocation"
 _DEPTH = "qemu:allocation-depth"
 
+_ERROR_CHUNK = 1 << 15  # the flag of all kinds of chunks that say an error
 _MAX_READ = 32 << 20
 _MAX_STATUS = 1 << 30
 _MAX_PAYLOAD = 16 << 20  # of a block-status chunk: 2 Mi descriptors
@@ -132,11 +118,11 @@ class NbdDisk:
         with self._connection() as connection:
             while at < self._size:
                 states = connection.block_status(at, min(_MAX_STATUS, self._size - at))
-                plain = states.get(_ALLOCATION)
+                plain = states.get(nbd.ALLOCATION)
                 if plain is None:
                     raise ToolFailed(f"the NBD server at {self.path} does not tell its allocation")
                 for length, flags, depth in _zip_runs(plain, states.get(_DEPTH)):
-                    yield at, length, bool(flags & _STATE_ZERO), depth
+                    yield at, length, bool(flags & nbd.STATE_ZERO), depth
                     at += length
 
     @contextlib.contextmanager
@@ -222,10 +208,10 @@ class _Connection:
 
     def _handshake(self, export: str) -> None:
         magic, option, flags = struct.unpack(">8s8sH", self._receive(18))
-        if magic != b"NBDMAGIC" or option != _OPTION_MAGIC or not flags & _FIXED_NEWSTYLE:
+        if magic != nbd.MAGIC or option != nbd.OPTION_MAGIC or not flags & nbd.FIXED_NEWSTYLE:
             raise self._broken("no fixed newstyle handshake")
-        self._send(struct.pack(">I", _FIXED_NEWSTYLE | (flags & _NO_ZEROES)))
-        if [kind for kind, _ in self._option(_OPT_STRUCTURED_REPLY, b"")] != [_REP_ACK]:
+        self._send(struct.pack(">I", nbd.FIXED_NEWSTYLE | (flags & nbd.NO_ZEROES)))
+        if [kind for kind, _ in self._option(nbd.OPT_STRUCTURED_REPLY, b"")] != [nbd.REP_ACK]:
             raise self._broken("no structured replies")
         name = export.encode()
         named = struct.pack(">I", len(name)) + name
@@ -233,40 +219,40 @@ class _Connection:
         self._go(named, export)
 
     def _set_contexts(self, named: bytes, export: str) -> None:
-        queries = [query.encode() for query in (_ALLOCATION, _DEPTH)]
+        queries = [query.encode() for query in (nbd.ALLOCATION, _DEPTH)]
         data = named + struct.pack(">I", len(queries))
         data += b"".join(struct.pack(">I", len(query)) + query for query in queries)
-        for kind, payload in self._option(_OPT_SET_META_CONTEXT, data):
-            if kind == _REP_META_CONTEXT and len(payload) > 4:
+        for kind, payload in self._option(nbd.OPT_SET_META_CONTEXT, data):
+            if kind == nbd.REP_META_CONTEXT and len(payload) > 4:
                 (context,) = struct.unpack(">I", payload[:4])
                 self.contexts[context] = payload[4:].decode("utf-8", "replace")
-            elif kind == _REP_ERROR_UNKNOWN:
+            elif kind == nbd.REP_ERROR_UNKNOWN:
                 raise NotFound(f"{self._where} has no export named {export}")
-            elif kind != _REP_ACK:
+            elif kind != nbd.REP_ACK:
                 raise self._broken(f"reply {kind:#x} to the choice of contexts")
 
     def _go(self, named: bytes, export: str) -> None:
-        data = named + struct.pack(">HH", 1, _INFO_BLOCK_SIZE)
+        data = named + struct.pack(">HH", 1, nbd.INFO_BLOCK_SIZE)
         known = False
-        for kind, payload in self._option(_OPT_GO, data):
-            if kind == _REP_INFO and len(payload) >= 2:
-                if payload[:2] == struct.pack(">H", _INFO_EXPORT) and len(payload) == 12:
+        for kind, payload in self._option(nbd.OPT_GO, data):
+            if kind == nbd.REP_INFO and len(payload) >= 2:
+                if payload[:2] == struct.pack(">H", nbd.INFO_EXPORT) and len(payload) == 12:
                     (self.size,) = struct.unpack(">Q", payload[2:10])
                     known = True
-            elif kind == _REP_ERROR_UNKNOWN:
+            elif kind == nbd.REP_ERROR_UNKNOWN:
                 raise NotFound(f"{self._where} has no export named {export}")
-            elif kind != _REP_ACK:
+            elif kind != nbd.REP_ACK:
                 raise self._broken(f"reply {kind:#x} to the choice of the export")
         if not known or self.size >= 1 << 63:
             raise self._broken("no size")
 
     def _option(self, option: int, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Send an option; yield its replies as (type, payload), an ACK or an error last."""
-        self._send(_OPTION_MAGIC + struct.pack(">II", option, len(data)) + data)
+        self._send(nbd.OPTION_MAGIC + struct.pack(">II", option, len(data)) + data)
         kind = 0
-        while kind != _REP_ACK and not kind & _REP_ERROR:
+        while kind != nbd.REP_ACK and not kind & nbd.REP_ERROR:
             magic, answered, kind, length = struct.unpack(">QIII", self._receive(20))
-            if magic != _OPTION_REPLY_MAGIC or answered != option or length > 1 << 16:
+            if magic != nbd.OPTION_REPLY_MAGIC or answered != option or length > 1 << 16:
                 raise self._broken("a reply to an option that was not asked")
             yield kind, self._receive(length)
 
@@ -275,12 +261,12 @@ class _Connection:
     def read(self, offset: int, buffer: memoryview) -> None:
         """Read ``len(buffer)`` bytes (at most 32 MiB) at ``offset``."""
         left = len(buffer)
-        for chunk in self._request(_CMD_READ, offset, len(buffer)):
-            if chunk.kind == _REPLY_DATA and chunk.length > 8:
+        for chunk in self._request(nbd.CMD_READ, offset, len(buffer)):
+            if chunk.kind == nbd.REPLY_DATA and chunk.length > 8:
                 (at,) = struct.unpack(">Q", self._receive(8))
                 length = chunk.length - 8
                 self._receive_into(self._part(buffer, at - offset, length))
-            elif chunk.kind == _REPLY_HOLE and chunk.length == 12:
+            elif chunk.kind == nbd.REPLY_HOLE and chunk.length == 12:
                 at, length = struct.unpack(">QI", self._receive(12))
                 self._part(buffer, at - offset, length)[:] = bytes(length)
             else:
@@ -292,9 +278,9 @@ class _Connection:
     def block_status(self, offset: int, length: int) -> dict[str, list[tuple[int, int]]]:
         """The runs at ``offset`` for each context, as (length, state); they may end early."""
         states: dict[str, list[tuple[int, int]]] = {}
-        for chunk in self._request(_CMD_BLOCK_STATUS, offset, length):
+        for chunk in self._request(nbd.CMD_BLOCK_STATUS, offset, length):
             well_formed = chunk.length >= 12 and chunk.length % 8 == 4
-            if chunk.kind != _REPLY_STATUS or not well_formed or chunk.length > _MAX_PAYLOAD:
+            if chunk.kind != nbd.REPLY_STATUS or not well_formed or chunk.length > _MAX_PAYLOAD:
                 raise self._broken(f"reply of type {chunk.kind} to a block status request")
             payload = self._receive(chunk.length)
             (context,) = struct.unpack(">I", payload[:4])
@@ -325,16 +311,16 @@ class _Connection:
     def _request(self, command: int, offset: int, length: int) -> Iterator[_Chunk]:
         """Send a request; yield its reply chunks (the caller receives each one's payload)."""
         handle = next(self._handles)
-        self._send(struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, command, handle, offset, length))
+        self._send(struct.pack(">IHHQQI", nbd.REQUEST_MAGIC, 0, command, handle, offset, length))
         done = False
         while not done:
             magic, flags, kind, answered, size = struct.unpack(">IHHQI", self._receive(20))
-            if magic != _STRUCTURED_MAGIC or answered != handle:
+            if magic != nbd.STRUCTURED_MAGIC or answered != handle:
                 raise self._broken("a reply to no request")
-            done = bool(flags & _DONE)
-            if kind & _REPLY_ERROR:
+            done = bool(flags & nbd.DONE)
+            if kind & _ERROR_CHUNK:
                 raise self._refused(self._receive(min(size, 1 << 16)))
-            if kind != _REPLY_NONE:
+            if kind != nbd.REPLY_NONE:
                 yield _Chunk(done, kind, size)
             elif size or not done:
                 raise self._broken("an empty chunk with something in it")
@@ -377,7 +363,9 @@ class _Connection:
     def disconnect(self) -> None:
         """Say good-bye and close."""
         with contextlib.suppress(OSError):
-            self._socket.sendall(struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, _CMD_DISC, 0, 0, 0))
+            self._socket.sendall(
+                struct.pack(">IHHQQI", nbd.REQUEST_MAGIC, 0, nbd.CMD_DISC, 0, 0, 0)
+            )
         self._socket.close()
 
     def abort(self) -> None:
