@@ -13,7 +13,8 @@ what is wrong and, where there is one, a ``hint`` that names the cure.
     ├── ToolFailed            a program that ended with an error
     │   └── TimedOut          a program or a guest that did not answer in time
     ├── GuestError            the guest answered with an error, or has no agent
-    └── StoreDamaged          stored bytes do not match their digest
+    ├── StoreDamaged          stored bytes do not match their digest
+    └── StoreUnavailable      the store's server did not do what it was asked; again, it may
 """
 
 from typing import ClassVar
@@ -88,3 +89,9 @@ class StoreDamaged(CalotypeError):
     """Stored bytes do not match their digest, or are gone."""
 
     code = "StoreDamaged"
+
+
+class StoreUnavailable(CalotypeError):
+    """The store's server did not do what it was asked, or nobody knows whether it did; again, it may."""
+
+    code = "ServiceUnavailable"
