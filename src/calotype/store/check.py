@@ -1,29 +1,36 @@
 """Check: does every byte of the store match its checksum, and is everything there that an Index names?
 
-Every object is covered: config and domains by their seals, a pack's header by being constant, its frames by
-checksums and digests, its footer by its name, leaves by their digests, roots by their names.
+Every object is covered: config, domains and other sealed objects by their seals, a pack's header by being
+constant, its frames by checksums and digests, its footer by its name, leaves by their digests, roots by
+their names. Frames may be sampled; everything else is small and is read each time.
 """
 
+import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
-from blake3 import blake3
 
 from calotype.errors import CalotypeError, InvalidInput, NotFound, StoreDamaged
-from calotype.progress import Progress
-from calotype.store import parameters
+from calotype.progress import SILENT, Progress
+from calotype.store import parameters, profile
 from calotype.store.digest import Domain
-from calotype.store.index import PREFIX, Root, root_id
-from calotype.store.objects import ReadableStore, Stored
-from calotype.store.pack import HEADER, Pack, load
+from calotype.store.index import MAX_SIZE, PREFIX, Root, root_id
+from calotype.store.objects import ReadableStore
+from calotype.store.pack import HEADER, Kind, Pack, load
 from calotype.store.pack import PREFIX as PACKS
 from calotype.store.packset import PackSet
-from calotype.store.reader import LeafReader, raw_frame
+from calotype.store.scan import Stretch, Walk, Walked, pack_of, read, rotten, stretches, verified
+from calotype.store.verified import Verified
 from calotype.store.workers import spread
 
-_TOGETHER = 4 << 20  # stored bytes read at once
+ASIDE = "damaged/"  # packs that repair has moved out of the way
+_SAVE_EVERY = 30  # seconds
+_TRIES = 10  # walks through the Indexes while packs vanish
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +40,7 @@ class Damage:
     key: str
     problem: str
     indexes: tuple[str, ...] = ()
+    frames: tuple[int, ...] = ()  # of a pack whose footer is right
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +51,10 @@ class CheckReport:
     packs: int
     chunks: int
     bytes_read: int  # of packs' frames
+    bytes_total: int  # of packs' frames
+    oldest: int | None  # when the part of a pack was verified that waits longest; None: never
     damage: tuple[Damage, ...]
-    leftovers: tuple[str, ...]  # unfinished or foreign objects: no damage
+    leftovers: tuple[str, ...]  # unfinished, foreign or set aside objects: no damage
 
     @property
     def ok(self) -> bool:
@@ -57,53 +67,121 @@ class CheckReport:
         return tuple(sorted({index for d in self.damage for index in d.indexes}))
 
 
+class _Listed(NamedTuple):
+    """A pack with a usable footer; ``parts`` are the bytes of what is verified, and remembered, at once."""
+
+    key: str
+    number: int  # in the set of packs
+    parts: tuple[int, ...]
+
+    @property
+    def id(self) -> str:
+        return self.key.removeprefix(PACKS)
+
+
+class _Part(NamedTuple):
+    pack: _Listed
+    number: int
+
+    @property
+    def size(self) -> int:
+        return self.pack.parts[self.number]
+
+
 @dataclass(slots=True)
 class _Finding:
     problem: str
     indexes: set[str] = field(default_factory=set)
+    frames: set[int] = field(default_factory=set)
+
+    def damage(self, key: str) -> Damage:
+        more = f" (and {len(self.frames) - 1} more frames)" if len(self.frames) > 1 else ""
+        return Damage(
+            key=key,
+            problem=self.problem + more,
+            indexes=tuple(sorted(self.indexes)),
+            frames=tuple(sorted(self.frames)),
+        )
 
 
 class Checker:
-    """One check of one store."""
+    """One check of one store; ``memory`` is told what was verified."""
 
-    def __init__(self, objects: ReadableStore, progress: Progress, *, read_data: bool) -> None:
+    def __init__(
+        self,
+        objects: ReadableStore,
+        progress: Progress = SILENT,
+        *,
+        read_data: bool = True,
+        sample: float | None = None,
+        limit: float | None = None,
+        memory: Verified | None = None,
+        resume: bool = False,
+    ) -> None:
+        if sample is not None and not 0 < sample <= 1:
+            raise InvalidInput("a sample is a share above 0 and up to 1 (100 %)")
+        if limit is not None and limit <= 0:
+            raise InvalidInput("a time limit is more than 0 seconds")
         self._objects = objects
         self._progress = progress
         self._read_data = read_data
+        self._sample = sample
+        self._limit = math.inf if limit is None else limit
+        self._whole = sample is None and limit is None
+        self._memory = memory or Verified()
+        self._resume = resume
         self._found: dict[str, _Finding] = {}
         self._domains: dict[str, Domain] = {}
         self._packs = PackSet(objects)
+        self._listed: list[_Listed] = []
+        self._chunks = 0
+        self._known: set[str] = set()  # packs that were looked at
         self._unreadable: set[str] = set()  # packs without a usable footer
-        self._bad: set[tuple[str, int]] = set()  # (pack key, frame)
         self._lock = threading.Lock()
-        self._bytes = 0
+        self._bytes = self._total = 0
+        self._oldest: int | None = None
+        self._saved = time.monotonic()
+        self._missing: dict[str, int] = {}  # chunks and leaves, by Index
 
-    def run(self, leftovers: Sequence[str]) -> CheckReport:
-        """Check everything; damage is reported, never raised."""
+    def run(self, leftovers: Sequence[str] = ()) -> CheckReport:
+        """Check everything that was asked for; damage is reported, never raised."""
         # Roots are listed before packs: what an ingest adds meanwhile is then not missed.
-        roots = list(self._objects.list(PREFIX))
-        others = [s.key for s in self._objects.list() if not self._known(s.key)]
+        roots = [stored.key for stored in self._objects.list(PREFIX)]
+        others = [s.key for s in self._objects.list() if not self._covered(s.key)]
         self._parameters()
-        self._load(list(self._objects.list(PACKS)))
+        self._load()
         if self._read_data:
-            self._frames()
-        for stored in roots:
-            self._index(stored.key)
+            self._data()
+        self._indexes(self._roots(roots))
+        self._still_there()
         return CheckReport(
             indexes=len(roots),
-            packs=len(self._packs.packs),
-            chunks=sum(len(p.lengths) for p in self._packs.packs),
+            packs=len(self._listed),
+            chunks=self._chunks,
             bytes_read=self._bytes,
-            damage=tuple(
-                Damage(key=key, problem=f.problem, indexes=tuple(sorted(f.indexes)))
-                for key, f in sorted(self._found.items())
-            ),
+            bytes_total=sum(sum(p.parts) for p in self._listed),
+            oldest=self._oldest,
+            damage=tuple(f.damage(key) for key, f in sorted(self._found.items())),
             leftovers=(*leftovers, *others),
         )
 
-    @staticmethod
-    def _known(key: str) -> bool:
+    def _covered(self, key: str) -> bool:
+        """Whether this is an object of the repository; boot profiles are checked at once."""
+        if key.startswith(profile.PREFIX):
+            try:
+                profile.decode(self._get(key), MAX_SIZE)
+            except StoreDamaged as error:  # a hint that can be made again: no image needs it
+                self._note(key, error.message)
+            except NotFound:
+                pass  # deleted meanwhile
+            return True
         return key == parameters.CONFIG or key.startswith((parameters.DOMAINS, PACKS, PREFIX))
+
+    def _get(self, key: str) -> bytes:
+        try:
+            return self._objects.get(key)
+        except OSError as error:
+            raise rotten(error) from None
 
     def _note(self, key: str, problem: str) -> _Finding:
         with self._lock:
@@ -114,130 +192,249 @@ class Checker:
             parameters.read(self._objects)
         except CalotypeError as error:
             self._note(parameters.CONFIG, error.message)
+        except OSError as error:
+            self._note(parameters.CONFIG, rotten(error).message)
         for stored in self._objects.list(parameters.DOMAINS):
             name = stored.key.removeprefix(parameters.DOMAINS)
             try:
                 self._domains[name] = parameters.domain(self._objects, name)
             except CalotypeError as error:
                 self._note(stored.key, error.message)
+            except OSError as error:
+                self._note(stored.key, rotten(error).message)
 
-    def _load(self, packs: Sequence[Stored]) -> None:
-        loaded: list[Pack] = []
-        for stored in packs:
+    def _load(self) -> bool:
+        """Learn the packs that are listed; whether there are new ones."""
+        fresh = [stored for stored in self._objects.list(PACKS) if stored.key not in self._known]
+        for stored in fresh:
+            self._known.add(stored.key)
             try:
-                loaded.append(load(self._objects, stored.key, stored.size))
+                pack = load(self._objects, stored.key, stored.size)
             except NotFound:
                 continue
             except (StoreDamaged, InvalidInput) as error:
                 self._note(stored.key, error.message.removeprefix(f"{stored.key} "))
                 self._unreadable.add(stored.key)
-        for pack in sorted(loaded, key=lambda p: p.id):
+                continue
+            except OSError as error:
+                self._note(stored.key, rotten(error).message)
+                self._unreadable.add(stored.key)
+                continue
             self._packs.add(pack)
+            sizes = tuple(stretch.size for stretch in stretches(pack))
+            self._listed.append(_Listed(stored.key, len(self._listed), sizes))
+            self._chunks += len(pack.lengths)
+            self._header(pack)
+        return bool(fresh)
 
-    def _frames(self) -> None:
-        total = sum(p.size for p in self._packs.packs)
-        with self._progress.phase("Check", total) as report:
-
-            def work(next_pack: Callable[[], Pack | None]) -> None:
-                while (pack := next_pack()) is not None:
-                    self._pack(pack)
-                    with self._lock:
-                        report(pack.size)
-
-            spread(self._packs.packs, work)
-
-    def _pack(self, pack: Pack) -> None:
-        domain = self._domains.get(pack.domain)
-        if domain is None:
-            self._note(pack.key, f"is of the dedup domain {pack.domain}, which is not readable")
+    def _header(self, pack: Pack) -> None:
         try:
             if self._objects.get_range(pack.key, 0, len(HEADER)) != HEADER:
                 self._note(pack.key, "does not start as a pack does")
-            for first, last in _groups(pack):
-                start = int(pack.frame_offset[first])
-                end = int(pack.frame_offset[last - 1]) + int(pack.frame_stored[last - 1])
-                data = memoryview(self._objects.get_range(pack.key, start, end - start))
-                for number in range(first, last):
-                    at = int(pack.frame_offset[number]) - start
-                    piece = data[at : at + int(pack.frame_stored[number])]
-                    self._frame(pack, number, piece, domain)
-                with self._lock:
-                    self._bytes += end - start
-        except (NotFound, StoreDamaged) as error:
-            self._note(pack.key, error.message)
-            self._bad.update((pack.key, n) for n in range(len(pack.frame_raw)))
-
-    def _frame(self, pack: Pack, number: int, stored: memoryview, domain: Domain | None) -> None:
-        try:
-            if blake3(stored).digest() != pack.frame_checksum[number].tobytes():
-                raise StoreDamaged("does not match its checksum")  # noqa: TRY301 - one way to report
-            if domain is not None:
-                raw_frame(pack, number, stored, domain)
-        except StoreDamaged as error:
-            self._note(pack.key, f"frame {number}: {error.message}")
-            self._bad.add((pack.key, number))
-
-    def _index(self, key: str) -> None:
-        index = key.removeprefix(PREFIX)
-        try:
-            data = self._objects.get(key)
         except NotFound:
-            return  # deleted meanwhile
-        try:
-            if root_id(data) != index:
-                raise StoreDamaged("does not match its id")  # noqa: TRY301 - one way to report
-            root = Root.decode(data)
-        except StoreDamaged as error:
-            self._note(key, error.message).indexes.add(index)
-            return
-        domain = self._domains.get(root.domain)
-        if domain is None:
-            name = parameters.DOMAINS + root.domain
-            self._note(name, "is missing").indexes.add(index)
-            return
-        leaves = LeafReader(self._objects, self._packs, domain, root, refresh=False)
-        missing = 0
-        for region, digest in root.leaves.items():
-            missing += self._leaf(leaves, region, digest, index)
-        if missing:
-            self._note(key, f"needs {missing} chunks that no readable pack holds").indexes.add(
-                index
+            self._packs.forget([pack.key])
+        except OSError as error:
+            self._note(pack.key, rotten(error).message)
+        if pack.domain not in self._domains:
+            self._note(
+                parameters.DOMAINS + pack.domain,
+                "is missing, and packs of this dedup domain are there",
             )
-            for pack in self._unreadable:
-                self._found[pack].indexes.add(index)
 
-    def _leaf(self, leaves: LeafReader, region: int, digest: bytes, index: str) -> int:
-        """Name the Index at all damage that this leaf meets; how many chunks are missing."""
+    # Data
+
+    def _data(self) -> None:
+        now = int(time.time())
+        parts = self._due(now)
+        deadline = time.monotonic() + self._limit
+
+        def in_time() -> Iterator[_Part]:
+            for part in parts:
+                if time.monotonic() >= deadline:
+                    return
+                yield part
+
+        with self._progress.phase("Check", sum(p.size for p in parts)) as report:
+
+            def work(next_part: Callable[[], _Part | None]) -> None:
+                while (part := next_part()) is not None:
+                    self._part(part, now)
+                    with self._lock:
+                        self._bytes += part.size
+                        report(part.size)
+                        self._save_now_and_then()
+
+            try:
+                spread(in_time(), work)
+                if self._whole:
+                    self._memory.begun = None
+            finally:  # an interrupted check keeps what it did
+                self._memory.save()
+        times = [t for p in self._listed for t in self._memory.times(p.id, len(p.parts))]
+        self._oldest = min(times, default=0) or None
+
+    def _due(self, now: int) -> Sequence[_Part]:
+        """What is to be read: everything, or of it what was verified longest ago."""
+        memory = self._memory
+        memory.keep({p.id for p in self._listed})
+        due: list[tuple[int, _Part]] = []
+        for pack in self._listed:
+            for number, when in enumerate(memory.times(pack.id, len(pack.parts))):
+                # A time to come was written under a wrong clock.
+                due.append((when if when <= now else 0, _Part(pack, number)))
+        if self._whole:
+            begun = memory.begun if self._resume else None
+            memory.begun = now if begun is None else begun
+            return [part for when, part in due if begun is None or when < begun]
+        due.sort(key=lambda d: d[0])
+        wanted = sum(part.size for _when, part in due) * (self._sample or 1)
+        taken: list[_Part] = []
+        size = 0
+        for _when, part in due:
+            if size >= wanted:
+                break
+            taken.append(part)
+            size += part.size
+        return taken
+
+    def _save_now_and_then(self) -> None:
+        if time.monotonic() - self._saved > _SAVE_EVERY:
+            self._memory.save()
+            self._saved = time.monotonic()
+
+    def _part(self, part: _Part, now: int) -> None:
+        pack = part.pack
         try:
-            _number, pack, chunk = self._packs.locate(leaves.place(digest))
-        except StoreDamaged:
-            return 1
-        self._touch([(pack.key, int(pack.chunk_frame[chunk]))], index)
+            stretch = next(islice(stretches(pack_of(self._packs, pack.number)), part.number, None))
+            good = self._stretch(stretch)
+        except NotFound:  # pruned meanwhile: what it held is elsewhere, or missed below
+            self._packs.forget([pack.key])
+            return
+        self._memory.note(pack.id, part.number, len(pack.parts), now if good else 0)
+
+    def _stretch(self, stretch: Stretch) -> bool:
+        """Whether all of its frames are right; those that are not are noted."""
+        pack = stretch.pack
+        domain = self._domains.get(pack.domain)
+        good = True
         try:
-            leaf = leaves.parse(region, digest)
-        except (StoreDamaged, NotFound) as error:
-            self._note(pack.key, error.message).indexes.add(index)
-            return 0
-        places = leaves.find(leaf)
-        for _number, data, here, chunks in self._packs.by_pack(places[places >= 0]):
-            frames = np.unique(data.chunk_frame[chunks]).tolist()
-            self._touch([(data.key, frame) for frame in frames], index)
-            if (data.lengths[chunks] != leaf.sizes[places >= 0][here]).any():
-                self._note(PREFIX + index, "names chunks of other sizes").indexes.add(index)
-        return int((places < 0).sum())
+            for number, stored in read(self._objects, stretch):
+                try:
+                    verified(pack, number, stored, domain)
+                except StoreDamaged as error:
+                    self._bad(pack, number, error.message)
+                    good = False
+        except (StoreDamaged, OSError) as error:
+            problem = rotten(error) if isinstance(error, OSError) else error
+            if len(stretch.frames) == 1:
+                self._bad(pack, int(stretch.frames[0]), problem.message)
+            else:  # find out which of them it is
+                for number in stretch.frames:
+                    for one in stretches(pack, np.array([number])):
+                        self._stretch(one)
+            return False
+        return good
 
-    def _touch(self, frames: Sequence[tuple[str, int]], index: str) -> None:
-        if self._bad:
-            for key, frame in frames:
-                if (key, frame) in self._bad:
-                    self._found[key].indexes.add(index)
+    def _bad(self, pack: Pack, number: int, problem: str) -> None:
+        text = problem.replace(f" of {pack.key}", "")
+        finding = self._note(pack.key, text)
+        with self._lock:
+            finding.frames.add(number)
+
+    # Indexes
+
+    def _roots(self, keys: Sequence[str]) -> dict[str, dict[str, Root]]:
+        """The roots by their dedup domains, and then by Index."""
+        found: dict[str, dict[str, Root]] = {}
+        for key in keys:
+            index = key.removeprefix(PREFIX)
+            try:
+                root = decoded(index, self._get(key))
+            except NotFound:
+                continue  # deleted meanwhile
+            except StoreDamaged as error:
+                self._note(key, error.message).indexes.add(index)
+                continue
+            if root.domain in self._domains:
+                found.setdefault(root.domain, {})[index] = root
+            else:
+                name = parameters.DOMAINS + root.domain
+                self._note(name, "is missing").indexes.add(index)
+        return found
+
+    def _indexes(self, roots: dict[str, dict[str, Root]]) -> None:
+        for _attempt in range(_TRIES):
+            self._missing = {}
+            try:
+                for name, some in roots.items():
+                    for walked in Walk(self._objects, self._packs, self._domains[name], some):
+                        self._leaf(walked)
+            except NotFound:
+                self._load()
+                continue
+            if not self._missing or not self._load():
+                break  # else a prune moved what seems to be missing into the new packs
+        for index, count in self._missing.items():
+            problem = f"needs {count} chunks that no readable pack holds"
+            self._note(PREFIX + index, problem).indexes.add(index)
+            for key in self._unreadable:
+                self._found[key].indexes.add(index)
+
+    def _leaf(self, walked: Walked) -> None:
+        """Name the Indexes at all damage that this leaf meets."""
+        if walked.place < 0:
+            self._miss(walked.indexes, 1)
+            return
+        _number, pack, chunk = self._packs.locate(walked.place)
+        frame = int(pack.chunk_frame[chunk])
+        if not walked.whole:
+            self._bad(pack, frame, walked.problem)
+        self._touch(pack, {frame}, walked.indexes)
+        leaf = walked.leaf
+        if leaf is None:
+            if walked.whole:
+                for index in walked.indexes:
+                    self._note(PREFIX + index, walked.problem).indexes.add(index)
+            return
+        places = self._packs.find(Kind.DATA, walked.domain.name, leaf.digests)
+        there = places >= 0
+        self._miss(walked.indexes, int((~there).sum()))
+        for _number, data, here, chunks in self._packs.by_pack(places[there]):
+            if finding := self._found.get(data.key):
+                frames = finding.frames.intersection(data.chunk_frame[chunks].tolist())
+                self._touch(data, frames, walked.indexes)
+            if (data.lengths[chunks] != leaf.sizes[there][here]).any():
+                for index in walked.indexes:
+                    self._note(PREFIX + index, "names chunks of other sizes").indexes.add(index)
+
+    def _miss(self, indexes: Sequence[str], count: int) -> None:
+        if count:
+            for index in indexes:
+                self._missing[index] = self._missing.get(index, 0) + count
+
+    def _touch(self, pack: Pack, frames: Collection[int], indexes: Sequence[str]) -> None:
+        finding = self._found.get(pack.key)
+        if finding is not None and finding.frames.intersection(frames):
+            finding.indexes.update(indexes)
+
+    def _still_there(self) -> None:
+        """Indexes that were deleted meanwhile need nothing any more."""
+        named = {index for finding in self._found.values() for index in finding.indexes}
+        if not named:
+            return
+        there = {s.key.removeprefix(PREFIX) for s in self._objects.list(PREFIX)}
+        for key, finding in list(self._found.items()):
+            finding.indexes &= there
+            if key.startswith(PREFIX) and key.removeprefix(PREFIX) not in there:
+                del self._found[key]
 
 
-def _groups(pack: Pack) -> Iterator[tuple[int, int]]:
-    """Runs of frames ``[first, last)`` that are read at once."""
-    first = 0
-    while first < len(pack.frame_stored):
-        end = int(pack.frame_offset[first]) + _TOGETHER
-        last = max(first + 1, int(np.searchsorted(pack.frame_offset, end, side="right")) - 1)
-        yield first, last
-        first = last
+def decoded(index: str, data: bytes) -> Root:
+    """The root with these bytes, which should be that of ``index``.
+
+    Raises:
+        StoreDamaged: they are not.
+    """
+    if root_id(data) != index:
+        raise StoreDamaged("does not match its id")
+    return Root.decode(data)

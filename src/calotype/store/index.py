@@ -23,7 +23,7 @@ _ROOT_MAGIC = b"CALOROO\x01"
 _MAX_ROWS = 1 << 17
 _MAX_REGIONS = 1 << 22
 _MAX_REGION = 1 << 30  # bytes
-_MAX_SIZE = 1 << 56  # bytes of a disk
+MAX_SIZE = 1 << 56  # bytes of a disk
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -223,7 +223,7 @@ class Root:
             magic != _ROOT_MAGIC
             or not 4096 <= region <= _MAX_REGION
             or count > _MAX_REGIONS
-            or size > _MAX_SIZE
+            or size > MAX_SIZE
         ):
             raise StoreDamaged("an Index has no valid header")
         if len(data) != _ROOT.size + count * (4 + DIGEST):

@@ -9,7 +9,7 @@ from typing import Self
 from calotype.disk.base import Disk, Extent
 from calotype.errors import InvalidInput, NotFound, StoreDamaged
 from calotype.progress import SILENT, Progress
-from calotype.store import parameters
+from calotype.store import parameters, profile
 from calotype.store.capture import BLOCK, RegionCapture
 from calotype.store.check import Checker, CheckReport
 from calotype.store.chunking import Chunking, Cutter
@@ -20,12 +20,15 @@ from calotype.store.intake import Counts, Intake, Worker
 from calotype.store.materialize import materialize
 from calotype.store.objects import ObjectStore
 from calotype.store.packset import PackSet
+from calotype.store.partial import PartialBase
 from calotype.store.reader import FrameReader, IndexDisk, LeafReader
 from calotype.store.source import Source, block_runs, data_runs
 from calotype.store.stats import Counter, StoreStats
+from calotype.store.verified import Verified
 from calotype.store.workers import spread
 
 _HEX = set("0123456789abcdef")
+_PARTIAL_CACHE = 8 << 20  # bytes of frames that a partial base keeps: it has what it fetched in its file
 
 LeafMaker = Callable[[int], Leaf | None]  # region number -> its leaf
 
@@ -222,6 +225,50 @@ class Repository:
         with progress.phase("Write", total) as report, _serial(report) as counted:
             materialize(disk, path, index, counted)
 
+    def partial(self, index: str, directory: Path) -> PartialBase:
+        """The base of an Index that is filled as it is read, in ``directory``; the caller closes it.
+
+        Raises:
+            NotFound: there is no such Index.
+            StoreDamaged: its root is damaged.
+        """
+        root = self._root(index)
+        domain = self._domain(root.domain)
+        frames = FrameReader(self._objects, self._packs, domain, cache=_PARTIAL_CACHE)
+        return PartialBase(root, self._leaf_reader(root), frames, domain, directory)
+
+    def holds_more(self, index: str, limit: int) -> bool:
+        """Whether an Index holds more than ``limit`` bytes of data.
+
+        Raises:
+            NotFound: there is no such Index.
+            StoreDamaged: its root or a leaf is damaged.
+        """
+        root = self._root(index)
+        leaves = self._leaf_reader(root)
+        held = 0
+        for region in root.leaves:
+            leaf = leaves.leaf(region)
+            held += int(leaf.length.sum()) if leaf is not None else 0
+            if held > limit:
+                return True
+        return False
+
+    def boot_profile(self, index: str) -> Sequence[Extent]:
+        """What a boot of this Index read, in order; empty when none was kept, or it is damaged."""
+        try:
+            key = profile.PREFIX + index
+            if self._objects.size(key) > profile.MAX_ENCODED:
+                return ()
+            return profile.decode(self._objects.get(key), self._root(index).size)
+        except (NotFound, StoreDamaged):
+            return ()
+
+    def keep_boot_profile(self, index: str, extents: Sequence[Extent]) -> None:
+        """Keep what a boot read, unless the store has a profile of this Index already."""
+        key = profile.PREFIX + _index_key(index).removeprefix(PREFIX)
+        self._objects.put(key, profile.encode(extents), if_absent=True)
+
     def indexes(self) -> Sequence[str]:
         """The ids of all Indexes."""
         return [stored.key.removeprefix(PREFIX) for stored in self._objects.list(PREFIX)]
@@ -229,6 +276,7 @@ class Repository:
     def delete_index(self, index: str) -> None:
         """Forget an Index; its chunks stay until they are pruned. Harmless when it is gone."""
         self._objects.delete(_index_key(index))
+        self._objects.delete(profile.PREFIX + index)
 
     def stats(self, indexes: Iterable[str]) -> StoreStats:
         """What these Indexes take and share; name one twice when two images use it.
@@ -243,13 +291,35 @@ class Repository:
             (index, root, self._leaf_reader(root)) for index, root in roots
         )
 
-    def check(self, *, read_data: bool = True, progress: Progress = SILENT) -> CheckReport:
+    def check(
+        self,
+        *,
+        read_data: bool = True,
+        sample: float | None = None,
+        limit: float | None = None,
+        memory: Verified | None = None,
+        resume: bool = False,
+        progress: Progress = SILENT,
+    ) -> CheckReport:
         """Compare every byte with its checksum, and find everything that the Indexes name.
 
-        Without ``read_data`` only roots, leaves and the packs' footers are read. Damage is reported, never
-        raised.
+        Roots, leaves and the packs' footers are read each time; without ``read_data`` nothing else. Of the
+        packs' frames, ``sample`` reads that share and ``limit`` those that can be read in so many seconds:
+        the ones first that were verified longest ago according to ``memory``. With ``resume``, a full check
+        that was interrupted is continued. Damage is reported, never raised.
+
+        Raises:
+            InvalidInput: the sample or the limit is out of range.
         """
-        checker = Checker(self._objects, progress, read_data=read_data)
+        checker = Checker(
+            self._objects,
+            progress,
+            read_data=read_data,
+            sample=sample,
+            limit=limit,
+            memory=memory,
+            resume=resume,
+        )
         return checker.run(self._objects.leftovers())
 
     def sweep(self) -> Sequence[str]:
