@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from calotype.disk.base import Extent, read
 from calotype.store import MemoryStore, Repository
 from calotype.store.chunking import Chunking, Cutter
-from calotype.store.ext4 import FileMap, file_map
-from calotype.store.partitions import partitions
+from calotype.store.files.areas import areas
+from calotype.store.files.ext4 import read_map
+from calotype.store.files.extents import FileMap
+from calotype.store.files.partitions import partitions
+from calotype.store.files.volume import Metered
 from calotype.store.source import Source, data_runs
 
 MIB = 1 << 20
@@ -58,6 +61,10 @@ class BytesDisk:
 def source(data: bytes) -> Source:
     disk = BytesDisk(data)
     return Source(disk, data_runs(disk))
+
+
+def file_map(disk: Source) -> FileMap | None:
+    return read_map(Metered(disk))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +128,7 @@ def test_the_map_is_debugfs_map(tree, tmp_path, name):
     block = 1024 << struct.unpack_from("<I", data, 1048)[0]
     expected = oracle(tmp_path / "fs", block)
     assert len(expected) > 550
-    files = file_map(source(data), 0, len(data))
+    files = file_map(source(data))
     assert files is not None
     assert files.size == len(data)
     assert as_set(files) == expected
@@ -129,23 +136,21 @@ def test_the_map_is_debugfs_map(tree, tmp_path, name):
 
 def test_inside_a_partition_everything_is_shifted(tree, tmp_path):
     data = make(tree, tmp_path / "fs", [])
-    alone = file_map(source(data), 0, len(data))
-    inside = file_map(source(bytes(MIB) + data), MIB, len(data))
+    table = mbr([(0x83, 2048, len(data) // 512)])
+    alone = areas(source(data))[0].files
+    inside = areas(source(table.ljust(MIB, b"\0") + data))[1].files
     assert alone is not None
     assert inside is not None
     assert np.array_equal(inside.start, alone.start + MIB)
     assert np.array_equal(inside.logical, alone.logical)
 
 
-def test_block_maps_and_other_bytes_have_no_map(tree, tmp_path):
-    old = make(tree, tmp_path / "fs", ["-O", "^extents,^64bit"])
-    files = file_map(source(old), 0, len(old))
-    assert files is not None
-    assert not len(files.start)
-    assert file_map(source(bytes(MIB)), 0, MIB) is None
-    assert file_map(source(random.Random(2).randbytes(MIB)), 0, MIB) is None
-    assert file_map(source(old), 0, len(old) // 2) is None  # cut off
-    assert file_map(source(old), 0, 100) is None
+def test_other_bytes_have_no_map(tree, tmp_path):
+    old = make(tree, tmp_path / "fs", [])
+    assert file_map(source(bytes(MIB))) is None
+    assert file_map(source(random.Random(2).randbytes(MIB))) is None
+    assert file_map(source(old[: len(old) // 2])) is None  # cut off
+    assert file_map(source(old[:100])) is None
 
 
 def test_files_are_found_again_in_another_file_system(tree, tmp_path):
@@ -192,7 +197,7 @@ def test_garbled_metadata_gives_a_sane_map_or_none(small, draw):
             st.binary(min_size=1, max_size=8) | st.sampled_from([b"\xff" * 8, bytes(8)])
         )
         data[at : at + len(patch)] = patch
-    check_map(file_map(source(bytes(data)), 0, len(data)), len(data))
+    check_map(file_map(source(bytes(data))), len(data))
 
 
 @settings(max_examples=15, deadline=None)
@@ -223,7 +228,7 @@ def test_a_cycle_of_tree_nodes_ends(small):
         node = struct.pack("<HHHHI", 0xF30A, 84, 84, depth, 0)
         node += struct.pack("<IIHH", 0, block, 0, 0) * 84
         data[block * 1024 : block * 1024 + len(node)] = node
-        check_map(file_map(source(bytes(data)), 0, len(data)), len(data))
+        check_map(file_map(source(bytes(data))), len(data))
 
 
 def test_extents_that_overlap_or_leave_the_disk_are_dropped(small):
@@ -234,7 +239,7 @@ def test_extents_that_overlap_or_leave_the_disk_are_dropped(small):
     node = struct.pack("<HHHHI", 0xF30A, len(rows), 84, 0, 0)
     node += b"".join(struct.pack("<IHHI", *row) for row in rows)
     data[block * 1024 : block * 1024 + len(node)] = node
-    files = file_map(source(bytes(data)), 0, len(data))
+    files = file_map(source(bytes(data)))
     check_map(files, len(data))
     assert files is not None
     assert (5000 * 1024, 5100 * 1024, 0) in as_set(files)
@@ -268,7 +273,7 @@ def test_numbers_beyond_reason_are_not_believed(small):
         struct.pack_into("<I", data, 1024 + 40, 256)
         disk = Huge(bytes(data))
         begun = time.monotonic()
-        check_map(file_map(Source(disk, data_runs(disk)), 0, disk.size), disk.size)
+        check_map(file_map(Source(disk, data_runs(disk))), disk.size)
         assert time.monotonic() - begun < 20
         assert disk.total < 64 * MIB
 

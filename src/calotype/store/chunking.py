@@ -4,6 +4,7 @@ The cuts are a pure function of the disk's bytes and of :class:`Chunking`; a wro
 cost ratio, never correctness.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,16 +12,21 @@ from typing import NamedTuple
 import numpy as np
 
 from calotype.store.digest import Ints
-from calotype.store.ext4 import FileMap, file_map
-from calotype.store.partitions import partitions
+from calotype.store.files import Runs, areas
 from calotype.store.source import Source
+
+VERSIONS = (1, 2)  # of the ways to cut that a repository may have been made with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunking:
-    """How this repository cuts; sizes in bytes. Part of its config, never changed."""
+    """How this repository cuts; sizes in bytes. Part of its config, never changed.
 
-    version: int = 1
+    ``version`` is the newest way to cut when it was made. Disks are cut in the newest way that the program
+    knows, whatever it says: what is stored does not depend on it.
+    """
+
+    version: int = VERSIONS[-1]
     region: int = 64 << 20  # one leaf; always a cut
     file: int = 256 << 10  # the longest chunk of a file
     grid: int = 64 << 10  # free space, journal and other metadata
@@ -35,38 +41,35 @@ class Piece(NamedTuple):
     cuts: Ints | None
 
 
-class _Area(NamedTuple):
-    start: int
-    end: int
-    files: FileMap | None
-
-
 class Cutter:
     """The areas of one disk, and where each is cut."""
 
     def __init__(self, disk: Source, chunking: Chunking) -> None:
         self._chunking = chunking
-        self._areas = list(_areas(disk))
+        self._areas = areas(disk)
 
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         """The runs that cover the region ``[start, end)``."""
-        for area in self._areas:
-            first, last = max(start, area.start), min(end, area.end)
-            if first >= last:
-                continue
+        number = bisect_right(self._areas, start, key=lambda area: area.end)
+        while start < end:
+            area = self._areas[number]
+            last = min(end, area.end)
             cuts = None
             if area.files is not None:
-                cuts = self._file_cuts(area.files, area.start, first, last)
-            yield Piece(first, last, cuts)
+                cuts = self._file_cuts(area.files, start, last)
+            yield Piece(start, last, cuts)
+            start = last
+            number += 1
 
-    def _file_cuts(self, files: FileMap, origin: int, first: int, last: int) -> Ints:
+    def _file_cuts(self, files: Runs, first: int, last: int) -> Ints:
         near = slice(
             int(np.searchsorted(files.end, first, side="right")),
             int(np.searchsorted(files.start, last, side="left")),
         )
         starts, ends = files.start[near], files.end[near]
         grid = self._chunking.grid
-        marks = np.arange(origin + -(-(first - origin) // grid) * grid, last, grid, dtype=np.int64)
+        from_grid = files.origin - (files.origin - first) // grid * grid
+        marks = np.arange(from_grid, last, grid, dtype=np.int64)
         inside = np.searchsorted(starts, marks, side="right") > np.searchsorted(
             ends, marks, side="right"
         )
@@ -84,20 +87,3 @@ def multiples(origins: Ints, starts: Ints, ends: Ints, step: int) -> Ints:
     nth = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
     found: Ints = np.repeat(origins + first * step, count) + nth * step
     return found
-
-
-def _areas(disk: Source) -> Iterator[_Area]:
-    """The file systems that we can read, and what lies between, in order; they cover the disk."""
-    done = 0
-    whole = file_map(disk, 0, disk.size)
-    candidates = partitions(disk) if whole is None else [(0, disk.size)]
-    for start, length in candidates:
-        files = whole or file_map(disk, start, length)
-        if files is None:
-            continue
-        if start > done:
-            yield _Area(done, start, None)
-        done = start + files.size
-        yield _Area(start, done, files)
-    if done < disk.size:
-        yield _Area(done, disk.size, None)

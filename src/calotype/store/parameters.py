@@ -9,7 +9,7 @@ from typing import Any
 from blake3 import blake3
 
 from calotype.errors import InvalidInput, NotFound, StoreDamaged
-from calotype.store.chunking import Chunking
+from calotype.store.chunking import VERSIONS, Chunking
 from calotype.store.digest import Domain, pack_name
 from calotype.store.objects import ObjectStore, ReadableStore
 from calotype.store.pack import MAX_CHUNK
@@ -96,7 +96,7 @@ def read(objects: ReadableStore) -> Parameters:
 
 def _usable(chunking: Chunking) -> bool:
     return (
-        chunking.version == 1
+        chunking.version in VERSIONS
         and 1 << 20 <= chunking.region <= 1 << 30
         and chunking.region % (1 << 20) == 0
         and 4096 <= chunking.file <= MAX_CHUNK

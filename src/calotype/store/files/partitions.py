@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Iterator
 
-from calotype.store.source import Source
+from calotype.store.files.volume import Reader, Segment
 
 _GPT = struct.Struct("<8s4sIIIQQQQ16sQII")
 _MAX_ENTRIES = 1024
@@ -12,21 +12,20 @@ _EXTENDED = {0x05, 0x0F, 0x85}
 _PROTECTIVE = 0xEE
 
 
-def partitions(disk: Source) -> list[tuple[int, int]]:
-    """(start, length) in bytes, ascending and apart; the whole disk when it has no table."""
+def partitions(disk: Reader) -> list[Segment]:
+    """The partitions, ascending and apart; none when the disk has no table."""
     if disk.size < 4096:
-        return [(0, disk.size)]
-    found = sorted(_table(disk))
-    apart: list[tuple[int, int]] = []
+        return []
+    apart: list[Segment] = []
     done = 0
-    for start, length in found:
+    for start, length in sorted(_table(disk)):
         if start >= done and length > 0 and start + length <= disk.size:
-            apart.append((start, length))
+            apart.append(Segment(start, length))
             done = start + length
-    return apart or [(0, disk.size)]
+    return apart
 
 
-def _table(disk: Source) -> Iterator[tuple[int, int]]:
+def _table(disk: Reader) -> Iterator[tuple[int, int]]:
     boot = disk.read(0, 512)
     for sector in (512, 4096):
         if sector * 2 <= disk.size:
@@ -38,7 +37,7 @@ def _table(disk: Source) -> Iterator[tuple[int, int]]:
         yield from _mbr(disk, boot)
 
 
-def _gpt(disk: Source, sector: int) -> Iterator[tuple[int, int]]:
+def _gpt(disk: Reader, sector: int) -> Iterator[tuple[int, int]]:
     fields = _GPT.unpack(disk.read(sector, _GPT.size))
     magic, at, count, size = fields[0], fields[10] * sector, fields[11], fields[12]
     if magic != b"EFI PART" or not 128 <= size <= 1024 or count > _MAX_ENTRIES:
@@ -52,7 +51,7 @@ def _gpt(disk: Source, sector: int) -> Iterator[tuple[int, int]]:
             yield first * sector, (last - first + 1) * sector
 
 
-def _mbr(disk: Source, boot: bytes) -> Iterator[tuple[int, int]]:
+def _mbr(disk: Reader, boot: bytes) -> Iterator[tuple[int, int]]:
     for kind, start, count in _entries(boot):
         if kind in _EXTENDED:
             yield from _logical(disk, start)
@@ -60,7 +59,7 @@ def _mbr(disk: Source, boot: bytes) -> Iterator[tuple[int, int]]:
             yield start * 512, count * 512
 
 
-def _logical(disk: Source, extended: int) -> Iterator[tuple[int, int]]:
+def _logical(disk: Reader, extended: int) -> Iterator[tuple[int, int]]:
     at = extended
     for _ in range(_MAX_LOGICAL):
         if (at + 1) * 512 > disk.size:
