@@ -7,15 +7,8 @@ import threading
 import pytest
 
 from calotype.errors import Conflict, InvalidInput, NotFound, StoreDamaged
-from calotype.store import DirectoryStore, MemoryStore
+from calotype.store import DirectoryStore
 from calotype.store.objects import Stored
-
-
-@pytest.fixture(params=["directory", "memory"])
-def store(request, tmp_path):
-    made = MemoryStore() if request.param == "memory" else DirectoryStore(tmp_path / "store")
-    yield made
-    made.close()
 
 
 def test_what_is_put_is_got_back_whole_and_in_ranges(store):

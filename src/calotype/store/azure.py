@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from obstore.store import AzureConfig, AzureStore
+from obstore.store import AzureStore
 
 from calotype.errors import InvalidInput
 from calotype.store.location import Location, endpoint
 from calotype.store.remote import ONCE, PARTS, Connection, Timeouts
+
+if TYPE_CHECKING:  # obstore has this name for type checkers only
+    from obstore.store import AzureConfig
 
 
 def connect(location: Location, timeouts: Timeouts, below: str = "") -> Connection:
@@ -25,7 +29,7 @@ def connect(location: Location, timeouts: Timeouts, below: str = "") -> Connecti
         given = {}  # of another account
     default = f"https://{location.host}.blob.core.windows.net"
     wanted = location.options.get("endpoint") or given.get("BlobEndpoint") or default
-    config: AzureConfig = {
+    config: "AzureConfig" = {
         "account_name": location.host,
         "container_name": container,
         "endpoint": endpoint(location, wanted),

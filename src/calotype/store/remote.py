@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import obstore
 from blake3 import blake3
@@ -24,11 +24,14 @@ from obstore.exceptions import (
     PreconditionError,
     UnauthenticatedError,
 )
-from obstore.store import AzureStore, ClientConfig, RetryConfig, S3Store
+from obstore.store import AzureStore, S3Store
 
 from calotype.errors import CalotypeError, Conflict, InvalidInput, NotFound, StoreUnavailable
 from calotype.store.directory import write_all
 from calotype.store.objects import Bytes, Stored, as_buffers, check_key, missing, truncated
+
+if TYPE_CHECKING:  # obstore has these names for type checkers only
+    from obstore.store import ClientConfig, RetryConfig
 
 PART = 8 << 20  # bytes of one part of an upload
 _PARTS_AT_ONCE = 4
@@ -56,7 +59,7 @@ class Timeouts:
     connect: float = 10
     answer: float = 60  # until an answer starts, and between two pieces of it
 
-    def options(self, *, allow_http: bool) -> ClientConfig:
+    def options(self, *, allow_http: bool) -> "ClientConfig":
         """The same as obstore takes it."""
         return {
             "allow_http": allow_http,
@@ -68,8 +71,8 @@ class Timeouts:
 
 
 # Every request is tried once, except an upload's parts: one lost part should not cost the whole upload.
-ONCE: RetryConfig = {"max_retries": 0}
-PARTS: RetryConfig = {
+ONCE: "RetryConfig" = {"max_retries": 0}
+PARTS: "RetryConfig" = {
     "max_retries": 3,
     "retry_timeout": timedelta(seconds=60),
     "backoff": {

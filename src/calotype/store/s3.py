@@ -10,14 +10,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 import urllib3
-from obstore.store import S3Config, S3Store
+from obstore.store import S3Store
 
 from calotype.errors import InvalidInput, StoreUnavailable
 from calotype.store.location import Location, endpoint
 from calotype.store.remote import ONCE, PARTS, Connection, Timeouts
+
+if TYPE_CHECKING:  # obstore has this name for type checkers only
+    from obstore.store import S3Config
 
 ABANDONED = dt.timedelta(days=1)  # an upload older than this has no writer any more
 _MOST = 4 << 20  # bytes of a listing
@@ -58,7 +62,7 @@ def connect(location: Location, timeouts: Timeouts, below: str = "") -> Connecti
         or f"https://s3.{region}.amazonaws.com"
     )
     server = endpoint(location, wanted)
-    config: S3Config = {
+    config: "S3Config" = {
         "bucket": location.host,
         "region": region,
         "endpoint": server,
