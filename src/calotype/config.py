@@ -124,6 +124,14 @@ SETTINGS = (
         "10G",
         "how much of a remote store is kept on this host",
     ),
+    Setting(
+        "vm.lazy_above",
+        "CALOTYPE_LAZY_ABOVE",
+        units.size,
+        "64M",
+        "VMs of images with more data start at once, while their base is fetched (a store that is "
+        "not on this host: always)",
+    ),
 )
 
 

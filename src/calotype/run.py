@@ -84,7 +84,8 @@ class Sandbox:
 
     ``uid``: as root, drop to this user and group before the command starts (without it the command keeps
     uid 0 but no capability). As an ordinary user it is ignored: a user namespace already holds.
-    ``capabilities`` are kept, for the ordinary user as root of that namespace.
+    ``capabilities`` are kept, for the ordinary user as root of that namespace. ``environment`` lets the
+    command see the environment that it is given, instead of an empty one.
     """
 
     read_only: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +93,7 @@ class Sandbox:
     devices: Sequence[str] = ()
     capabilities: Sequence[str] = ()
     network: bool = False
+    environment: bool = False
     die_with_parent: bool = True
     uid: int | None = None
     groups: Sequence[int] = ()  # kept with ``uid``; none else
@@ -101,7 +103,9 @@ class Sandbox:
         """The ``bwrap`` prefix (and ``setpriv``'s) that builds this sandbox."""
         root = os.geteuid() == 0
         args = [which("bwrap"), "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
-        args += ["--unshare-cgroup-try", "--new-session", "--clearenv"]
+        args += ["--unshare-cgroup-try", "--new-session"]
+        if not self.environment:
+            args += ["--clearenv"]
         args += ["--setenv", "PATH", _SYSTEM_PATH, "--setenv", "LC_ALL", "C.UTF-8"]
         if not root:
             args += ["--unshare-user"]

@@ -85,14 +85,15 @@ class RawSource:
 
 @dataclass(frozen=True, slots=True)
 class OverlaySource:
-    """A disk of a stopped VM: an overlay file on a raw base (``None``: on nothing)."""
+    """A disk of a stopped VM: an overlay file on a base, raw or served (``None``: on nothing)."""
 
     path: Path
-    base: Path | None
+    base: "Path | NbdSource | None"
 
     def open(self) -> overlay.OverlayDisk:
         """The overlay over its base."""
-        base = RawSource(self.base).open() if self.base is not None else None
+        beneath = RawSource(self.base) if isinstance(self.base, Path) else self.base
+        base = beneath.open() if beneath is not None else None
         try:
             return overlay.OverlayDisk(self.path, base)
         except BaseException:
@@ -102,19 +103,24 @@ class OverlaySource:
 
     def nodes(self) -> list[dict[str, Any]]:
         """The base, if any, and the overlay on it."""
-        beneath = _raw("base", "/base") if self.base is not None else []
+        beneath: list[dict[str, Any]] = []
+        if isinstance(self.base, NbdSource):
+            beneath = [_nbd("base", "/base", self.base.export)]
+        elif self.base is not None:
+            beneath = _raw("base", "/base")
         top = {"driver": "qcow2", "node-name": "source", "file": "source-file", "read-only": True}
         backing = {"backing": "base" if self.base is not None else None}
         return [*beneath, _file("source-file", "/source"), top | backing]
 
     def files(self) -> Mapping[str, Path]:
         """The overlay and its base."""
-        return {"/source": self.path} | ({"/base": self.base} if self.base is not None else {})
+        base = self.base.socket if isinstance(self.base, NbdSource) else self.base
+        return {"/source": self.path} | ({"/base": base} if base is not None else {})
 
 
 @dataclass(frozen=True, slots=True)
 class NbdSource:
-    """An export of an NBD server on a unix socket: the point-in-time view of a running VM."""
+    """An export of an NBD server on a unix socket: a running VM's view, or a base that is not whole."""
 
     socket: Path
     export: str
@@ -125,9 +131,7 @@ class NbdSource:
 
     def nodes(self) -> list[dict[str, Any]]:
         """One NBD node."""
-        server = {"type": "unix", "path": "/source"}
-        nbd = {"driver": "nbd", "server": server, "export": self.export, "read-only": True}
-        return [nbd | {"node-name": "source"}]
+        return [_nbd("source", "/source", self.export)]
 
     def files(self) -> Mapping[str, Path]:
         """The socket."""
@@ -136,6 +140,12 @@ class NbdSource:
 
 def _file(name: str, path: str) -> dict[str, Any]:
     return {"driver": "file", "node-name": name, "filename": path, "read-only": True}
+
+
+def _nbd(name: str, path: str, export: str) -> dict[str, Any]:
+    server = {"type": "unix", "path": path}
+    nbd = {"driver": "nbd", "server": server, "export": export, "read-only": True}
+    return nbd | {"node-name": name}
 
 
 def _raw(name: str, path: str) -> list[dict[str, Any]]:

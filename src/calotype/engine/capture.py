@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
 from calotype.disk import Disk, Extent
@@ -12,10 +11,11 @@ from calotype.disk.overlay import stack
 from calotype.disk.view import NbdSource, OverlaySource, writable
 from calotype.engine import bases, look, names
 from calotype.engine.context import Context
-from calotype.engine.machines import power
+from calotype.engine.machines import indexes, power
 from calotype.engine.operation import Operation
 from calotype.errors import Conflict, InvalidInput
 from calotype.guest import GeneralizeReport, generalize
+from calotype.machine import LazyBase
 from calotype.model import (
     Consistency,
     Image,
@@ -130,13 +130,17 @@ def _moment(
             }
             yield _Moment(sources, snapshot.consistency, snapshot.frozen_seconds)
         return
-    stopped = {disk.id: _stopped_source(context, disk, operation.directory) for disk in vm.disks}
-    yield _Moment(stopped, _consistency_of_stopped(stopped[vm.os_disk.id]))
+    with bases.held(context, indexes(vm), operation.directory) as found:
+        stopped = {disk.id: _stopped_source(context, disk, found) for disk in vm.disks}
+        yield _Moment(stopped, _consistency_of_stopped(stopped[vm.os_disk.id]))
 
 
-def _stopped_source(context: Context, disk: ManagedDisk, scratch: Path) -> OverlaySource:
-    base = bases.ensure(context, disk.index, scratch) if disk.index else None
-    return OverlaySource(context.disk_path(disk.id), base)
+def _stopped_source(
+    context: Context, disk: ManagedDisk, found: Mapping[str, bases.Base]
+) -> OverlaySource:
+    base = found[disk.index] if disk.index else None
+    beneath = NbdSource(base.socket, base.export) if isinstance(base, LazyBase) else base
+    return OverlaySource(context.disk_path(disk.id), beneath)
 
 
 def _consistency_of_stopped(source: Source) -> Consistency:

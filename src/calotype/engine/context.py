@@ -11,11 +11,12 @@ from calotype.catalog import Catalog
 from calotype.config import Home
 from calotype.engine import operation
 from calotype.engine.operation import Kind, Operation
+from calotype.engine.partial import Partial
 from calotype.errors import CalotypeError, Conflict, NotFound, TimedOut
 from calotype.machine import Driver
 from calotype.model import VirtualMachine
 from calotype.progress import SILENT, Progress
-from calotype.store import DirectoryStore, Repository
+from calotype.store import DirectoryStore, ObjectStore, Repository
 
 #: How many seconds a command waits for another one that works on the same VM.
 _PATIENCE = 10.0
@@ -35,15 +36,20 @@ class Context:
         return Catalog(self.home.prepare().catalog)
 
     @cached_property
+    def objects(self) -> ObjectStore:
+        """The objects of the store."""
+        return DirectoryStore(self.home.prepare().store)
+
+    @cached_property
     def repository(self) -> Repository:
         """The store, opened when first asked, without what killed commands left in it."""
-        repository = Repository.open_or_create(DirectoryStore(self.home.prepare().store))
+        repository = Repository.open_or_create(self.objects)
         repository.sweep()
         return repository
 
     def close(self) -> None:
         """Close what was opened."""
-        for name in ("repository", "catalog"):
+        for name in ("repository", "objects", "catalog"):
             if name in self.__dict__:
                 self.__dict__.pop(name).close()
 
@@ -127,6 +133,15 @@ class Context:
             in_use = self.catalog.indexes_in_use()
             for index in set(indexes) - in_use:
                 self.repository.delete_index(index)
+            for partial in Partial.all(self.home):
+                if partial.index not in in_use:
+                    partial.remove()
+                elif partial.index not in self.indexes_of_disks():
+                    partial.stop()  # continued when a VM needs it again
             for path in self.home.bases.glob("*.raw"):
                 if path.stem not in in_use and path.stat().st_nlink == 1:
                     path.unlink()
+
+    def indexes_of_disks(self) -> set[str]:
+        """The Indexes whose bases disks of VMs are stacked on."""
+        return {disk.index for disk in self.catalog.list_disks() if disk.index is not None}

@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 from calotype.disk import overlay
 from calotype.engine import bases, keys, names
 from calotype.engine.context import Context
-from calotype.engine.machines import seed_path, specification
-from calotype.engine.operation import Operation
+from calotype.engine.machines import indexes, seed_path, specification
 from calotype.errors import Conflict, InvalidInput
 from calotype.machine.seed import Provisioning, build_seed, hash_password
 from calotype.model import (
@@ -77,13 +76,14 @@ def create_vm(context: Context, request: VmRequest) -> VirtualMachine:
         operation.claim("vm", vm.id)
         for disk in vm.disks:
             operation.claim("disk", disk.id)
-        _make_files(context, operation, vm, request)
-        with context.lock(f"vm-{vm.id}"):  # nobody else starts or deletes it before we are done
-            with context.lock("launch"):  # two commands must not choose the same port or uid
-                vm = _placed(context, vm, request)
-                context.catalog.add_vm(vm, allow_second=request.allow_duplicate_identity)
-            if request.start:
-                _start_or_undo(context, vm)
+        with bases.held(context, indexes(vm), operation.directory) as found:
+            _make_files(context, vm, request)
+            with context.lock(f"vm-{vm.id}"):  # nobody else starts or deletes it before we are done
+                with context.lock("launch"):  # two commands must not choose the same port or uid
+                    vm = _placed(context, vm, request)
+                    context.catalog.add_vm(vm, allow_second=request.allow_duplicate_identity)
+                if request.start:
+                    _start_or_undo(context, vm, found)
     return vm
 
 
@@ -215,13 +215,9 @@ def _beside_its_source(context: Context, image: Image) -> tuple[str, ...]:
     return (f"{note}: do not let both serve at once",)
 
 
-def _make_files(
-    context: Context, operation: Operation, vm: VirtualMachine, request: VmRequest
-) -> None:
+def _make_files(context: Context, vm: VirtualMachine, request: VmRequest) -> None:
     """Overlays, the VM's directory, and for a generalized image the seed."""
     for disk in vm.disks:
-        if disk.index is not None:
-            bases.ensure(context, disk.index, operation.directory)
         overlay.create(context.disk_path(disk.id), disk.size)
     directory = context.vm_path(vm.id)
     directory.mkdir(mode=0o700)
@@ -245,10 +241,10 @@ def _provisioning(context: Context, vm: VirtualMachine, request: VmRequest) -> P
     )
 
 
-def _start_or_undo(context: Context, vm: VirtualMachine) -> None:
+def _start_or_undo(context: Context, vm: VirtualMachine, found: Mapping[str, bases.Base]) -> None:
     """Start the new VM; when it does not start, it does not exist (its files go with the operation)."""
     try:
-        context.driver.start(specification(context, vm))
+        context.driver.start(specification(context, vm, found))
     except BaseException:
         context.catalog.delete_vm(vm.id, delete_disks=[disk.id for disk in vm.disks])
         raise

@@ -1,6 +1,6 @@
 """A VM's life after it was made: start, stop, delete, disks."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -10,7 +10,7 @@ from calotype.disk import overlay
 from calotype.engine import bases, names
 from calotype.engine.context import Context
 from calotype.errors import Conflict, InvalidInput, NotAllowed, NotFound
-from calotype.machine import DiskSpec, MachineSpec
+from calotype.machine import MachineSpec
 from calotype.machine.spec import MAX_LUN
 from calotype.model import MIB, Caching, ManagedDisk, PowerState, VirtualMachine
 
@@ -56,8 +56,10 @@ def running(context: Context, name: str) -> Path:
     return context.vm_path(view.vm.id)
 
 
-def specification(context: Context, vm: VirtualMachine) -> MachineSpec:
-    """What the driver needs to know of a VM."""
+def specification(
+    context: Context, vm: VirtualMachine, found: Mapping[str, bases.Base]
+) -> MachineSpec:
+    """What the driver needs to know of a VM; ``found`` has the bases of its disks by Index."""
     directory = context.vm_path(vm.id)
     seed = seed_path(directory)
     return MachineSpec(
@@ -67,7 +69,10 @@ def specification(context: Context, vm: VirtualMachine) -> MachineSpec:
         vcpus=vm.vcpus,
         memory=vm.memory,
         generation=vm.generation,
-        disks=tuple(disk_specification(context, disk) for disk in vm.disks),
+        disks=tuple(
+            bases.disk_specification(context, disk, found[disk.index] if disk.index else None)
+            for disk in vm.disks
+        ),
         seed=seed if seed.exists() else None,
         mac=vm.mac,
         forwards=((vm.ssh_port, 22), *vm.forwards),
@@ -81,16 +86,9 @@ def seed_path(directory: Path) -> Path:
     return directory / "seed.iso"
 
 
-def disk_specification(context: Context, disk: ManagedDisk) -> DiskSpec:
-    """What the driver needs to know of a disk."""
-    return DiskSpec(
-        id=disk.id,
-        path=context.disk_path(disk.id),
-        base=context.base_path(disk.index) if disk.index else None,
-        size=disk.size,
-        lun=disk.lun,
-        caching=disk.caching,
-    )
+def indexes(vm: VirtualMachine) -> list[str]:
+    """The Indexes that the disks of a VM started from."""
+    return [disk.index for disk in vm.disks if disk.index is not None]
 
 
 def start(context: Context, name: str) -> VirtualMachine:
@@ -98,12 +96,10 @@ def start(context: Context, name: str) -> VirtualMachine:
     with context.vm_lock(name) as vm, context.operation() as operation:
         if power(context, vm) in (PowerState.RUNNING, PowerState.PAUSED):
             return vm
-        for disk in vm.disks:
-            if disk.index is not None:
-                bases.ensure(context, disk.index, operation.directory)
-        if vm.deallocated:
-            context.catalog.update_vm(vm.id, deallocated=False)
-        context.driver.start(specification(context, vm))
+        with bases.held(context, indexes(vm), operation.directory) as found:
+            if vm.deallocated:
+                context.catalog.update_vm(vm.id, deallocated=False)
+            context.driver.start(specification(context, vm, found))
     return replace(vm, deallocated=False)
 
 
@@ -200,10 +196,11 @@ def attach(
         context.catalog.attach_disk(disk.id, vm.id, lun)
         attached = replace(disk, vm_id=vm.id, lun=lun)
         try:
-            if disk.index is not None:
-                bases.ensure(context, disk.index, operation.directory)
             if power(context, vm) in (PowerState.RUNNING, PowerState.PAUSED):
-                context.driver.attach(context.vm_path(vm.id), disk_specification(context, attached))
+                index = [disk.index] if disk.index else []
+                with bases.held(context, index, operation.directory) as found:
+                    spec = bases.disk_specification(context, attached, *found.values() or [None])
+                    context.driver.attach(context.vm_path(vm.id), spec)
         except BaseException:
             context.catalog.detach_disk(disk.id)
             raise

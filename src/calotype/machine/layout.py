@@ -146,19 +146,19 @@ class Layout:
             os.close(descriptor)
 
 
-def link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path, *, socket: bool = False) -> None:
     """Make ``target`` a hard link of ``source``, in one step; whatever stood there is replaced.
 
     Raises:
         NotFound: there is no such file.
-        InvalidInput: ``source`` is not a regular file, or lies on another file system.
+        InvalidInput: ``source`` is not a regular file (or ``socket``), or lies on another file system.
     """
     try:
         status = source.stat(follow_symlinks=False)
     except FileNotFoundError:
         raise NotFound(f"there is no file {source}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise InvalidInput(f"{source} is not a regular file")
+    if not (stat.S_ISSOCK if socket else stat.S_ISREG)(status.st_mode):
+        raise InvalidInput(f"{source} is not a {'socket' if socket else 'regular file'}")
     if target.exists() and target.samefile(source):
         return
     temporary = target.with_name(f".{target.name}.{os.getpid()}")

@@ -23,11 +23,11 @@ from calotype.machine.agent import Agent, connected
 from calotype.machine.channel import peer
 from calotype.machine.cmdline import OVMF_VARS, SEED, VARS, command_line, firmware
 from calotype.machine.layout import Layout, give, link, read_guarded
-from calotype.machine.nodes import blockdevs, device, links, names, node
+from calotype.machine.nodes import bases, blockdevs, device, links, names, node, top
 from calotype.machine.process import Process, alive, hold
 from calotype.machine.qmp import Qmp
 from calotype.machine.seed import write_private
-from calotype.machine.spec import Acceleration, DiskSpec, MachineSpec, Snapshot
+from calotype.machine.spec import Acceleration, DiskSpec, LazyBase, MachineSpec, Snapshot
 from calotype.model import Generation, PowerState
 from calotype.run import Limits, spawn, which
 
@@ -178,6 +178,36 @@ class QemuDriver:
                 raise NotAllowed("a running VM holds its disks", hint="stop it first")
             _unlink_all(layout, keep={VARS})
 
+    def hand_over(self, directory: Path, disk: DiskSpec) -> None:
+        """Put a disk on the file of its base; harmless when it is there, or the VM does not run.
+
+        The guest goes on reading and writing meanwhile.
+        """
+        layout = Layout(directory)
+        lazy = layout.base / f"{disk.id}.nbd"
+        if not lazy.exists():
+            return
+        with layout.lock():
+            if alive(layout):
+                with _control(layout) as qmp:
+                    _put_on_file(qmp, disk, layout)
+            lazy.unlink(missing_ok=True)
+
+    def reconnect(self, directory: Path, disk: DiskSpec) -> None:
+        """Lead a disk to the new server of its lazy base; go on where the old one's end stopped the VM.
+
+        QEMU finds the server by the link in the VM's directory, each time that it tries.
+        """
+        layout = Layout(directory)
+        if not (layout.base / f"{disk.id}.nbd").exists():
+            return
+        with layout.lock():
+            _link_base(disk, layout)
+            if alive(layout):
+                with _control(layout) as qmp:
+                    if qmp.execute("query-status")["status"] == "io-error":
+                        qmp.execute("cont")
+
     def screenshot(self, directory: Path, target: Path) -> None:
         """Write the guest's screen to ``target`` as PNG.
 
@@ -315,11 +345,18 @@ def _furnish(spec: MachineSpec, layout: Layout) -> None:
 
 
 def _link(disk: DiskSpec, layout: Layout, uid: int | None) -> None:
-    own, base = links(disk)
+    own, _ = links(disk)
     link(disk.path, layout.disks / own)
     os.chmod(layout.disks / own, 0o600)
     give(layout.disks / own, uid)
-    if disk.base is not None:
+    _link_base(disk, layout)
+
+
+def _link_base(disk: DiskSpec, layout: Layout) -> None:
+    _, base = links(disk)
+    if isinstance(disk.base, LazyBase):
+        link(disk.base.socket, layout.base / base, socket=True)
+    elif disk.base is not None:
         link(disk.base, layout.base / base)
         mode = stat.S_IMODE(disk.base.stat().st_mode)
         if mode != 0o444:
@@ -416,6 +453,21 @@ def _drop_nodes(qmp: Qmp, disk_id: str) -> None:
     for name in names(disk_id):
         if name in present:
             qmp.execute("blockdev-del", {"node-name": name})
+
+
+def _put_on_file(qmp: Qmp, disk: DiskSpec, layout: Layout) -> None:
+    name = node(disk.id)
+    present = _nodes(qmp)
+    if f"{name}-n" not in present:
+        return
+    _link_base(disk, layout)
+    for entry in bases(disk):
+        if entry["node-name"] not in present:  # an earlier hand-over was killed
+            qmp.execute("blockdev-add", entry)
+    qmp.execute("blockdev-reopen", {"options": [top(disk, layout)]})
+    qmp.execute("blockdev-del", {"node-name": f"{name}-n"})
+    if qmp.execute("query-status")["status"] == "io-error":
+        qmp.execute("cont")
 
 
 def _unplug(qmp: Qmp, disk_id: str) -> None:

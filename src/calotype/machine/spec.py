@@ -20,11 +20,19 @@ _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 MAX_LUN = 63
 
 
+@dataclass(frozen=True, slots=True)
+class LazyBase:
+    """A base that an NBD server on a Unix socket serves until its file is whole."""
+
+    socket: Path
+    export: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiskSpec:
     """A disk of a VM: a writable file, over a read-only raw ``base`` when it is an overlay.
 
-    ``path`` and ``base`` are files of the host on the file system of the VM's directory. ``id`` is
+    ``path`` and ``base`` are on the file system of the VM's directory. ``id`` is
     the serial number that the guest sees, at most 36 letters, digits, ``.``, ``_`` and ``-``.
     ``size`` is the virtual size in bytes. ``lun`` is ``None`` for the OS disk.
     """
@@ -32,7 +40,7 @@ class DiskSpec:
     id: str
     path: Path
     size: int
-    base: Path | None = None
+    base: Path | LazyBase | None = None
     lun: int | None = None
     caching: Caching = Caching.READ_WRITE
     fmt: Literal["qcow2", "raw"] = "qcow2"
@@ -159,6 +167,14 @@ class Driver(Protocol):
 
     def release(self, directory: Path) -> None:
         """Let go of a stopped VM's disks and bases; logs stay."""
+        ...
+
+    def hand_over(self, directory: Path, disk: DiskSpec) -> None:
+        """Put a disk on the file of its base; harmless when it is there, or the VM does not run."""
+        ...
+
+    def reconnect(self, directory: Path, disk: DiskSpec) -> None:
+        """Lead a disk to the new server of its lazy base; go on where the old one's end stopped the VM."""
         ...
 
     def screenshot(self, directory: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ correctness. It is sealed and bounded all the same, for what comes from a store 
 
 import struct
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ _SEAL = 32
 MAX_ENCODED = _HEAD.size + MAX_EXTENTS * 8 + _SEAL
 
 
-def encode(extents: list[Extent]) -> bytes:
+def encode(extents: Sequence[Extent]) -> bytes:
     """The bytes of a profile; extents beyond the bounds are left out."""
     blocks = [(e.offset // BLOCK, -(-e.end // BLOCK)) for e in extents if e.length]
     kept: list[tuple[int, int]] = []
