@@ -10,8 +10,10 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -120,4 +122,40 @@ disks = Table(
     Column("tags", JSON, nullable=False),
     Column("created_at", Instant, nullable=False),
     UniqueConstraint("vm_id", "lun", name="uq_disks_lun"),
+)
+
+#: The ledger of the store (see :mod:`calotype.store.ledger`): one row.
+ledger = Table(
+    "ledger",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("repository", String(64)),
+    Column("sequence", BigInteger, nullable=False),
+)
+
+#: Operations that have not ended; ``until`` in seconds since 1970.
+ledger_operations = Table(
+    "ledger_operations",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("until", Double, nullable=False),
+    Column("prune", Boolean, nullable=False),
+)
+
+#: Packs that are condemned, being deleted or deleted; ``number`` and ``since`` of the condemnation.
+ledger_packs = Table(
+    "ledger_packs",
+    metadata,
+    Column("key", String(80), primary_key=True),
+    Column("state", String(16), nullable=False, index=True),
+    Column("number", BigInteger, nullable=False),
+    Column("since", Double, nullable=False),
+)
+
+#: Roots; ``data`` is NULL when the root was removed.
+ledger_roots = Table(
+    "ledger_roots",
+    metadata,
+    Column("index", String(64), primary_key=True),
+    Column("data", LargeBinary),
 )

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from calotype.catalog import Catalog
 from calotype.config import Home
 from calotype.engine import operation
 from calotype.engine.operation import Kind, Operation
@@ -16,7 +16,10 @@ from calotype.errors import CalotypeError, Conflict, NotFound, TimedOut
 from calotype.machine import Driver
 from calotype.model import VirtualMachine
 from calotype.progress import SILENT, Progress
-from calotype.store import DirectoryStore, ObjectStore, Repository
+
+if TYPE_CHECKING:  # each is loaded when it is first needed: most commands need one of them
+    from calotype.catalog import Catalog
+    from calotype.store import ObjectStore, Repository
 
 #: How many seconds a command waits for another one that works on the same VM.
 _PATIENCE = 10.0
@@ -31,19 +34,25 @@ class Context:
     progress: Progress = SILENT
 
     @cached_property
-    def catalog(self) -> Catalog:
+    def catalog(self) -> "Catalog":
         """The catalogue, opened when first asked."""
+        from calotype.catalog import Catalog  # noqa: PLC0415 (see above)
+
         return Catalog(self.home.prepare().catalog)
 
     @cached_property
-    def objects(self) -> ObjectStore:
+    def objects(self) -> "ObjectStore":
         """The objects of the store."""
+        from calotype.store import DirectoryStore  # noqa: PLC0415 (see above)
+
         return DirectoryStore(self.home.prepare().store)
 
     @cached_property
-    def repository(self) -> Repository:
+    def repository(self) -> "Repository":
         """The store, opened when first asked, without what killed commands left in it."""
-        repository = Repository.open_or_create(self.objects)
+        from calotype.store import Repository  # noqa: PLC0415 (see above)
+
+        repository = Repository.open_or_create(self.objects, self.catalog.ledger)
         repository.sweep()
         return repository
 

@@ -20,7 +20,8 @@ _local = threading.local()
 class FrameBuilder:
     """Gathers new chunks into frames. One for each worker; not shared."""
 
-    def __init__(self) -> None:
+    def __init__(self, level: int = _LEVEL) -> None:
+        self._level = level
         self._views: list[Bytes] = []
         self._digests: list[bytes] = []
         self._size = 0
@@ -50,16 +51,16 @@ class FrameBuilder:
 
     def _close(self) -> None:
         lengths = [len(view) for view in self._views]
-        self._done.append(encode(b"".join(self._views), self._digests, lengths))
+        self._done.append(encode(b"".join(self._views), self._digests, lengths, self._level))
         self._views, self._digests, self._size = [], [], 0
 
 
-def encode(raw: bytes, digests: list[bytes], lengths: list[int]) -> Frame:
-    """One frame of the chunks that ``raw`` is made of."""
-    compressor = getattr(_local, "compressor", None)
-    if compressor is None:
-        compressor = _local.compressor = zstandard.ZstdCompressor(level=_LEVEL)
-    packed: bytes = compressor.compress(raw)
+def encode(raw: bytes, digests: list[bytes], lengths: list[int], level: int = _LEVEL) -> Frame:
+    """One frame of the chunks that ``raw`` is made of, compressed at a zstd level."""
+    compressors = _local.__dict__.setdefault("compressors", {})
+    if level not in compressors:
+        compressors[level] = zstandard.ZstdCompressor(level=level)
+    packed: bytes = compressors[level].compress(raw)
     codec = Codec.ZSTD
     if len(packed) > len(raw) * _WORTH:
         packed, codec = raw, Codec.RAW

@@ -1,34 +1,46 @@
 """The repository: disks in, Indexes out, and back."""
 
+import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
 from calotype.disk.base import Disk, Extent
-from calotype.errors import InvalidInput, NotFound, StoreDamaged
+from calotype.errors import Conflict, InvalidInput, NotFound, StoreDamaged
 from calotype.progress import SILENT, Progress
 from calotype.store import parameters, profile
 from calotype.store.capture import BLOCK, RegionCapture
 from calotype.store.check import Checker, CheckReport
 from calotype.store.chunking import Chunking, Cutter
 from calotype.store.digest import Domain
-from calotype.store.index import PREFIX, Leaf, Root, root_id
+from calotype.store.directory import DirectoryStore
+from calotype.store.index import PREFIX, Leaf, Root
 from calotype.store.ingest import Ingested, RegionIngest
 from calotype.store.intake import Counts, Intake, Worker
+from calotype.store.lease import SECONDS, Lease, leased
+from calotype.store.ledger import Lapsed, Ledger
 from calotype.store.materialize import materialize
-from calotype.store.objects import ObjectStore
+from calotype.store.objects import ObjectStore, ReadableStore
+from calotype.store.pack import PREFIX as PACKS
 from calotype.store.packset import PackSet
 from calotype.store.partial import PartialBase
+from calotype.store.prune import GRACE, Policy, Pruner, PruneReport
 from calotype.store.reader import FrameReader, IndexDisk, LeafReader
+from calotype.store.repack import SHARE
+from calotype.store.repair import Repairer, RepairReport
+from calotype.store.roots import Roots, key_of
 from calotype.store.source import Source, block_runs, data_runs
 from calotype.store.stats import Counter, StoreStats
 from calotype.store.verified import Verified
 from calotype.store.workers import spread
 
-_HEX = set("0123456789abcdef")
-_PARTIAL_CACHE = 8 << 20  # bytes of frames that a partial base keeps: it has what it fetched in its file
+log = logging.getLogger("calotype.store")
+
+_TRIES = 3  # of an ingest whose lease runs out
+_PARTIAL_CACHE = 8 << 20  # bytes of frames; what a partial base fetched is in its file
 
 LeafMaker = Callable[[int], Leaf | None]  # region number -> its leaf
 
@@ -36,8 +48,19 @@ LeafMaker = Callable[[int], Leaf | None]  # region number -> its leaf
 class Repository:
     """Disk images, deduplicated, in one object store. Safe for several threads and processes."""
 
-    def __init__(self, objects: ObjectStore) -> None:
+    #: Seconds for which an operation outlives a process that is killed or stands still.
+    lease: float = SECONDS
+
+    def __init__(
+        self, objects: ObjectStore, ledger: Ledger | None = None, *, lookup: Path | None = None
+    ) -> None:
         """Open the repository in ``objects``.
+
+        With ``ledger``, images may be deleted and the store pruned while others are taken in. Once a store
+        was changed with a ledger, it can only be changed with that one; without any it can be read.
+
+        With ``lookup``, a directory for this repository alone, opening is fast and memory is bounded however
+        large the store is; it is a cache, and may be removed when no process uses it.
 
         Raises:
             NotFound: there is none.
@@ -46,24 +69,36 @@ class Repository:
         """
         self._objects = objects
         self._config = parameters.read(objects)
-        self._packs = PackSet(objects)
+        far = not isinstance(objects, DirectoryStore)
+        self._packs = PackSet(objects, lookup, keep_footers=far)
+        self._ledger = ledger
+        self._roots = Roots(objects, ledger, self._config.id)
         self._lock = threading.Lock()
         self._domains: dict[str, Domain] = {}
         self._readers: dict[str, FrameReader] = {}
 
     @classmethod
-    def create(cls, objects: ObjectStore, *, chunking: Chunking | None = None) -> Self:
+    def create(
+        cls,
+        objects: ObjectStore,
+        ledger: Ledger | None = None,
+        *,
+        chunking: Chunking | None = None,
+        lookup: Path | None = None,
+    ) -> Self:
         """Make a repository in ``objects``, or open the one that is there, as it is."""
         parameters.create(objects, chunking or Chunking())
-        return cls(objects)
+        return cls(objects, ledger, lookup=lookup)
 
     @classmethod
-    def open_or_create(cls, objects: ObjectStore) -> Self:
+    def open_or_create(
+        cls, objects: ObjectStore, ledger: Ledger | None = None, *, lookup: Path | None = None
+    ) -> Self:
         """Open the repository in ``objects``; make it when there is none."""
         try:
-            return cls(objects)
+            return cls(objects, ledger, lookup=lookup)
         except NotFound:
-            return cls.create(objects)
+            return cls.create(objects, ledger, lookup=lookup)
 
     @property
     def id(self) -> str:
@@ -92,10 +127,41 @@ class Repository:
         Raises:
             InvalidInput: ``changed`` or the size do not fit, or ``base`` is of another domain.
             NotFound: there is no Index ``base``.
+            Conflict: the store belongs to another installation, or this process stands still too often.
         """
+        self._roots.bind()
+        extents = None if changed is None else list(changed)
+        for _ in range(_TRIES):
+            try:
+                with leased(self._ledger, seconds=self.lease) as lease:
+                    return self._ingest(
+                        disk,
+                        base=base,
+                        changed=extents,
+                        domain=domain,
+                        lease=lease,
+                        progress=progress,
+                    )
+            except Lapsed:
+                log.warning("the lease of an ingest ran out; it begins again")
+        raise Conflict(
+            f"the lease of this ingest ran out {_TRIES} times while it worked",
+            hint="this machine stands still for minutes, or its clock jumps: look why",
+        )
+
+    def _ingest(
+        self,
+        disk: Disk,
+        *,
+        base: str | None,
+        changed: Sequence[Extent] | None,
+        domain: str,
+        lease: Lease,
+        progress: Progress,
+    ) -> Ingested:
         self._packs.refresh()
         scope = self._domain(domain)
-        intake = Intake(self._objects, self._packs, scope)
+        intake = Intake(self._objects, self._packs, scope, meet=lease.meet)
         try:
             if changed is None:
                 leaves, counts = self._full(disk, intake, progress)
@@ -107,9 +173,8 @@ class Repository:
             intake.abort()
         # What this ingest found rather than wrote must be as durable as the root that relies on it.
         self._objects.persist("packs/")
-        self._objects.put(PREFIX + root_id(root), root, if_absent=True)
         return Ingested(
-            index=root_id(root),
+            index=self._roots.commit(lease, root),
             size=disk.size,
             bytes_read=counts.bytes_read,
             chunks=counts.chunks,
@@ -144,7 +209,7 @@ class Repository:
         chunking = self._config.chunking
         dirty, data = block_runs(changed, disk.size, BLOCK)
         source = Source(disk, data)
-        old = self._root(base) if base is not None else None
+        old = Root.decode(self._roots.expect(base)) if base is not None else None
         reader = self._leaf_reader(old) if old is not None else None
         if old is not None and (old.size > disk.size or old.region != chunking.region):
             raise InvalidInput("a disk cannot be smaller than the base that it is a change of")
@@ -225,6 +290,15 @@ class Repository:
         with progress.phase("Write", total) as report, _serial(report) as counted:
             materialize(disk, path, index, counted)
 
+    def size(self, index: str) -> int:
+        """The size of an Index's disk in bytes.
+
+        Raises:
+            NotFound: there is no such Index.
+            StoreDamaged: its root is damaged.
+        """
+        return self._root(index).size
+
     def partial(self, index: str, directory: Path) -> PartialBase:
         """The base of an Index that is filled as it is read, in ``directory``; the caller closes it.
 
@@ -266,17 +340,73 @@ class Repository:
 
     def keep_boot_profile(self, index: str, extents: Sequence[Extent]) -> None:
         """Keep what a boot read, unless the store has a profile of this Index already."""
-        key = profile.PREFIX + _index_key(index).removeprefix(PREFIX)
+        key = profile.PREFIX + key_of(index).removeprefix(PREFIX)
         self._objects.put(key, profile.encode(extents), if_absent=True)
 
     def indexes(self) -> Sequence[str]:
         """The ids of all Indexes."""
-        return [stored.key.removeprefix(PREFIX) for stored in self._objects.list(PREFIX)]
+        return self._roots.all()
 
     def delete_index(self, index: str) -> None:
-        """Forget an Index; its chunks stay until they are pruned. Harmless when it is gone."""
-        self._objects.delete(_index_key(index))
+        """Forget an Index; its chunks stay until they are pruned. Harmless when it is gone.
+
+        Raises:
+            Conflict: the store belongs to another installation.
+        """
+        self._roots.bind()
+        self._roots.remove(index)
         self._objects.delete(profile.PREFIX + index)
+
+    def adopt(self) -> Sequence[str]:
+        """Make this repository's ledger that of the store, when the one that was is lost.
+
+        No other installation may use the store any more: its commands could not be waited for.
+
+        Returns:
+            The ids of the Indexes that are there.
+
+        Raises:
+            Conflict: there is no ledger, or it is another store's.
+        """
+        return self._roots.adopt()
+
+    def prune(
+        self,
+        *,
+        grace: timedelta = GRACE,
+        share: float = SHARE,
+        level: int | None = None,
+        empty: bool = False,
+        dry_run: bool = False,
+        progress: Progress = SILENT,
+    ) -> PruneReport:
+        """Remove what no Index needs; safe beside everything else, and when it is killed anywhere.
+
+        Packs are deleted when nobody has needed them for ``grace``, and never while an operation runs that
+        began before that was seen: usually by the next prune. Packs of which less than ``share`` is needed
+        are repacked first, with zstd ``level`` if it is given (``share=2`` repacks all of them). With
+        ``dry_run`` nothing is changed. A store without any Index is only emptied with ``empty``.
+
+        Raises:
+            Conflict: there is no ledger, another prune is at work, or an Index is not whole.
+            InvalidInput: an argument is out of range.
+        """
+        if self._ledger is None:
+            raise Conflict(
+                "a store is pruned only with the ledger that knows what is live in it",
+                hint="use it through the installation whose catalogue knows its images",
+            )
+        policy = Policy(grace=grace, share=share, level=level, empty=empty, lease=self.lease)
+        pruner = Pruner(
+            self._objects,
+            self._ledger,
+            self._roots,
+            self._domain,
+            self._packs.forget,
+            policy,
+            progress,
+        )
+        return pruner.rehearse() if dry_run else pruner.run()
 
     def stats(self, indexes: Iterable[str]) -> StoreStats:
         """What these Indexes take and share; name one twice when two images use it.
@@ -319,8 +449,136 @@ class Repository:
             limit=limit,
             memory=memory,
             resume=resume,
+            expected=self._roots.all,
         )
         return checker.run(self._objects.leftovers())
+
+    def repair(
+        self,
+        source: "Repository | ReadableStore | None" = None,
+        *,
+        report: CheckReport | None = None,
+        disks: Mapping[str, Disk] | None = None,
+        progress: Progress = SILENT,
+    ) -> RepairReport:
+        """Make whole what ``report`` (or, without one, a full check) names as damaged.
+
+        What is damaged comes from the ``source``, a store that holds the same packs or the same chunks, and
+        from ``disks`` that hold the same bytes as these Indexes; without any, what is left of damaged packs
+        is saved, and they are taken out of use, so that the next upload of the same bytes stores them anew.
+        What cannot be repaired is reported, not raised.
+
+        Raises:
+            Conflict: a prune is at work, or the store belongs to another installation.
+        """
+        self._roots.bind()
+        if report is None:
+            report = self.check(progress=progress)
+        if isinstance(source, Repository):
+            source = source.objects
+        try:
+            with leased(self._ledger, prune=True, seconds=self.lease) as lease:
+                repairer = Repairer(
+                    self._objects,
+                    source,
+                    lease,
+                    copies=self._roots.copy,
+                    disks=disks or {},
+                    progress=progress,
+                )
+                done = repairer.run(report)
+        except Lapsed:
+            raise Conflict(
+                "this repair stood still for so long that a prune took its place",
+                hint="run it again",
+            ) from None
+        self._packs.forget([*done.replaced, *done.aside])
+        return done
+
+    # What copies between repositories need
+
+    @classmethod
+    def replica(
+        cls,
+        source: "Repository",
+        objects: ObjectStore,
+        ledger: Ledger | None = None,
+        *,
+        lookup: Path | None = None,
+    ) -> Self:
+        """Make a repository in ``objects`` that names chunks as ``source`` does, or open the one there.
+
+        It gets the keys of the source's domains, so that copies move chunks and keep the ids of Indexes.
+        """
+        try:
+            return cls(objects, ledger, lookup=lookup)
+        except NotFound:
+            for stored in source.objects.list(parameters.DOMAINS):
+                parameters.copy_domain(
+                    source.objects, objects, stored.key.removeprefix(parameters.DOMAINS)
+                )
+            return cls.create(objects, ledger, chunking=source.chunking, lookup=lookup)
+
+    @property
+    def objects(self) -> ObjectStore:
+        """The store that holds it."""
+        return self._objects
+
+    @property
+    def packs(self) -> PackSet:
+        """The packs that this process knows."""
+        return self._packs
+
+    @property
+    def chunking(self) -> Chunking:
+        """How its disks are cut."""
+        return self._config.chunking
+
+    def domain(self, name: str) -> Domain:
+        """A dedup domain with its key.
+
+        Raises:
+            NotFound: there is none of that name.
+            StoreDamaged: its object is damaged.
+        """
+        return self._domain(name)
+
+    def root(self, index: str) -> Root:
+        """The root of an Index.
+
+        Raises:
+            NotFound: there is no such Index.
+            StoreDamaged: its object is damaged.
+        """
+        return self._root(index)
+
+    @contextmanager
+    def receive(self, domain: str) -> Iterator[Intake]:
+        """A way into the packs, under a lease; what was not finished is dropped at the end.
+
+        Raises:
+            Conflict: the store belongs to another installation.
+        """
+        self._roots.bind()
+        with leased(self._ledger, seconds=self.lease) as lease:
+            self._packs.refresh()
+            intake = Intake(self._objects, self._packs, self._domain(domain), meet=lease.meet)
+            try:
+                yield intake
+            finally:
+                intake.abort()
+
+    def accept(self, root: Root, packs: Collection[str]) -> bool:
+        """Make a root live whose leaves and chunks are in these packs; False when one of them is going."""
+        self._objects.persist(PACKS)
+        try:
+            with leased(self._ledger, seconds=self.lease) as lease:
+                if lease.meet(packs):
+                    return False
+                self._roots.commit(lease, root.encode())
+        except Lapsed:
+            return False
+        return True
 
     def sweep(self) -> Sequence[str]:
         """Remove what killed commands left unfinished, and return its names."""
@@ -331,15 +589,7 @@ class Repository:
         self._objects.close()
 
     def _root(self, index: str) -> Root:
-        try:
-            data = self._objects.get(_index_key(index))
-        except NotFound:
-            raise NotFound(f"the store has no Index {index}") from None
-        if root_id(data) != index:
-            raise StoreDamaged(
-                f"Index {index} does not match its id", hint="run `calotype store check`"
-            )
-        return Root.decode(data)
+        return Root.decode(self._roots.get(index))
 
     def _leaf_reader(self, root: Root) -> LeafReader:
         return LeafReader(self._objects, self._packs, self._domain(root.domain), root)
@@ -356,12 +606,6 @@ class Repository:
             if name not in self._domains:
                 self._domains[name] = parameters.domain(self._objects, name)
             return self._domains[name]
-
-
-def _index_key(index: str) -> str:
-    if len(index) != 64 or not set(index) <= _HEX:
-        raise InvalidInput(f"{index!r} is not the id of an Index")
-    return PREFIX + index
 
 
 @contextmanager

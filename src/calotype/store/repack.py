@@ -1,0 +1,151 @@
+"""Repack: chunks that are still needed move to new packs, so that the old ones can go.
+
+Moving a chunk changes no leaf and no root. A frame all of whose chunks move is copied as it is, after its
+checksum was compared; of another one the chunks that move are verified and compressed anew.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from blake3 import blake3
+
+from calotype.errors import NotFound, StoreDamaged
+from calotype.store.codec import FrameBuilder
+from calotype.store.digest import Domain
+from calotype.store.mark import Bits
+from calotype.store.objects import ObjectStore
+from calotype.store.pack import Codec, Frame, FrameRow, Kind, Pack
+from calotype.store.packwriter import PackWriter
+from calotype.store.scan import Stretch, read, stretches, verified
+from calotype.store.workers import spread
+
+SHARE = 0.6  # packs with less than this share of their bytes in use are repacked
+SMALL = 16 << 20  # bytes; packs below this are put together ...
+MANY = 8  # ... when there are at least so many of a kind and domain
+BEST_LEVEL = 22  # of zstd
+
+
+def candidates(packs: Sequence[Pack], kept: Mapping[str, Bits], share: float) -> list[Pack]:
+    """The packs whose kept chunks should move: mostly dead ones, and small ones when there are many."""
+    used = [p for p in packs if kept[p.key].any()]
+    found = {p.key: p for p in used if _share(p, kept[p.key]) < share}
+    groups: dict[tuple[Kind, str], list[Pack]] = {}
+    for pack in used:
+        if pack.size < SMALL:
+            groups.setdefault((pack.kind, pack.domain), []).append(pack)
+    for small in groups.values():
+        if len(small) >= MANY:
+            found.update({p.key: p for p in small})
+    return [found[key] for key in sorted(found)]
+
+
+def _share(pack: Pack, kept: Bits) -> float:
+    """How much of a pack's chunks is kept, by what they take."""
+    return float(pack.chunk_stored[kept].sum()) / int(pack.frame_stored.sum(dtype=np.int64))
+
+
+@dataclass(slots=True)
+class Repacker:
+    """Writes new packs. With ``level`` every frame that moves is compressed anew at that level."""
+
+    objects: ObjectStore
+    domain: Callable[[str], Domain]
+    level: int | None = None
+    made: list[Pack] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)  # what could not be moved stays where it is
+    written: int = 0  # bytes of new frames
+
+    def run(
+        self, packs: Sequence[Pack], kept: Mapping[str, Bits], report: Callable[[int], None]
+    ) -> None:
+        """Move the kept chunks of these packs; ``report`` gets stored bytes of the old ones."""
+        for kind in Kind:
+            for name in sorted({p.domain for p in packs if p.kind is kind}):
+                some = [p for p in packs if p.kind is kind and p.domain == name]
+                self._together(kind, self.domain(name), some, kept, report)
+
+    def _together(
+        self,
+        kind: Kind,
+        domain: Domain,
+        packs: Sequence[Pack],
+        kept: Mapping[str, Bits],
+        report: Callable[[int], None],
+    ) -> None:
+        lock = threading.Lock()
+        writer = PackWriter(self.objects, kind, domain.name, self.made.append)
+
+        def jobs() -> Iterator[Stretch]:
+            for pack in packs:
+                yield from stretches(pack, np.unique(pack.chunk_frame[kept[pack.key]]))
+
+        def work(next_job: Callable[[], Stretch | None]) -> None:
+            frames = FrameBuilder() if self.level is None else FrameBuilder(self.level)
+            while (stretch := next_job()) is not None:
+                self._move(stretch, kept[stretch.pack.key], domain, frames, writer)
+                with lock:
+                    report(stretch.size)
+            writer.append(frames.finish())
+
+        try:
+            spread(jobs(), work)
+            writer.finish()
+        finally:
+            writer.abort()
+        self.written += writer.stored_bytes
+
+    def _move(
+        self,
+        stretch: Stretch,
+        kept: Bits,
+        domain: Domain,
+        frames: FrameBuilder,
+        writer: PackWriter,
+    ) -> None:
+        pack = stretch.pack
+        try:
+            for number, stored in read(self.objects, stretch):
+                first = int(pack.frame_first[number])
+                chunks = slice(first, first + int(pack.frame_chunks[number]))
+                if self.level is None and kept[chunks].all():
+                    writer.append([_copied(pack, number, stored)])
+                    continue
+                _gather(pack, number, verified(pack, number, stored, domain), kept, frames)
+                writer.append(frames.finish() if pack.kind is Kind.LEAF else frames.take())
+        except (StoreDamaged, NotFound) as error:
+            self.damaged.append(error.message)
+
+
+def _gather(pack: Pack, number: int, raw: bytes, kept: Bits, frames: FrameBuilder) -> None:
+    """Hand the kept chunks of a frame to ``frames``."""
+    view = memoryview(raw)
+    first = int(pack.frame_first[number])
+    for chunk in range(first, first + int(pack.frame_chunks[number])):
+        if kept[chunk]:
+            start = int(pack.chunk_offset[chunk])
+            data = view[start : start + int(pack.lengths[chunk])]
+            frames.add(pack.digests[chunk].tobytes(), data)
+
+
+def _copied(pack: Pack, number: int, stored: memoryview) -> Frame:
+    """A frame as it is.
+
+    Raises:
+        StoreDamaged: its checksum does not match.
+    """
+    checksum = pack.frame_checksum[number].tobytes()
+    if blake3(stored).digest() != checksum:
+        raise StoreDamaged(f"frame {number} of {pack.key}: does not match its checksum")
+    first = int(pack.frame_first[number])
+    chunks = slice(first, first + int(pack.frame_chunks[number]))
+    row = FrameRow(
+        stored=len(stored),
+        raw=int(pack.frame_raw[number]),
+        codec=Codec(int(pack.frame_codec[number])),
+        checksum=checksum,
+        digests=[digest.tobytes() for digest in pack.digests[chunks]],
+        lengths=pack.lengths[chunks].tolist(),
+    )
+    return Frame(row, bytes(stored))
