@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from tests.servers.run import azurite, fresh, seaweedfs
 
 from calotype.store import DirectoryStore, MemoryStore
 from calotype.store.cache import CacheStore
@@ -10,14 +11,15 @@ from calotype.store.location import parse
 from calotype.store.remote import RemoteStore, Timeouts
 from calotype.store.retry import RetryStore
 from calotype.store.server import connect
-from tests.servers.run import azurite, fresh, seaweedfs
 
-WRAPPERS = {
-    "bare": lambda store, path: store,
-    "retry": lambda store, path: RetryStore(store),
-    "cache": lambda store, path: CacheStore(store, path, 64 << 20),
-    "cache-retry": lambda store, path: CacheStore(RetryStore(store), path, 64 << 20),
-}
+WRAPPERS = ("bare", "retry", "cache", "cache-retry")
+
+
+def wrapped(store, how, path):
+    """The store behind these wrappers."""
+    if "retry" in how:
+        store = RetryStore(store)
+    return CacheStore(store, path, 64 << 20) if "cache" in how else store
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,6 +65,6 @@ def bare(request, tmp_path):
 @pytest.fixture(params=WRAPPERS)
 def store(request, bare, tmp_path):
     """A store of each kind behind each wrapper, empty."""
-    made = WRAPPERS[request.param](bare, tmp_path / "cache")
+    made = wrapped(bare, request.param, tmp_path / "cache")
     yield made
     made.close()

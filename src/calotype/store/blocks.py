@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
+from calotype.store.objects import Bytes
+
 log = logging.getLogger("calotype.store")
 
 _SIZE = struct.Struct("<Q")
@@ -33,7 +35,7 @@ _STALE = 3600  # seconds after which a file being written has no writer any more
 class Block(NamedTuple):
     """Some bytes of an object, and the size of the whole object."""
 
-    data: bytes
+    data: Bytes
     size: int
 
 
@@ -58,18 +60,19 @@ class BlockFiles:
         except OSError:
             return None
         try:
-            raw = os.pread(fd, os.fstat(fd).st_size, 0)
+            length = os.fstat(fd).st_size - _TAIL
+            data, tail = bytearray(max(0, length)), bytearray(_TAIL)
+            whole = os.preadv(fd, [data, tail], 0) == length + _TAIL
             os.utime(fd)
         except OSError:
-            raw = b""
+            whole = False
         finally:
             os.close(fd)
-        data, size, digest = raw[:-_TAIL], raw[-_TAIL:-32], raw[-32:]
-        if len(raw) < _TAIL or digest != _digest(entry, number, data, size):
+        if not whole or tail[-32:] != _digest(entry, number, data, tail[:-32]):
             log.warning("the cache holds a damaged block; it is fetched again")
             self._remove(path)
             return None
-        return Block(data, _SIZE.unpack(size)[0])
+        return Block(data, _SIZE.unpack(tail[:-32])[0])
 
     def write(self, entry: str, number: int, block: Block) -> None:
         """Keep a block, and remove old ones when there is no room."""
@@ -186,8 +189,8 @@ class _Usage:
             self.bytes += count
 
 
-def _digest(entry: str, number: int, data: bytes, size: bytes) -> bytes:
-    return blake3(data).update(size + f"{entry}/{number}".encode()).digest()
+def _digest(entry: str, number: int, data: Bytes, size: bytes | bytearray) -> bytes:
+    return blake3(data).update(bytes(size) + f"{entry}/{number}".encode()).digest()
 
 
 def _private(path: str, flags: int) -> int:

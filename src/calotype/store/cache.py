@@ -95,9 +95,14 @@ class CacheStore:
         ):
             with self._locked(key, start, end - start):
                 self._fetch(key, start, end, size, found)
-        data = b"".join(b.data for n in range(first, last + 1) if (b := found[n]) is not None)
-        at = offset - first * self._block
-        return data if len(data) == length else data[at : at + length]
+        pieces: list[memoryview] = []
+        for n in range(first, last + 1):
+            block, base = found[n], n * self._block
+            if block is not None:
+                pieces.append(
+                    memoryview(block.data)[max(0, offset - base) : offset + length - base]
+                )
+        return b"".join(pieces)
 
     def _fetch(
         self, key: str, first: int, end: int, size: int, found: dict[int, Block | None]
@@ -124,8 +129,9 @@ class CacheStore:
     def _keep(self, key: str, first: int, data: bytes, size: int) -> dict[int, Block | None]:
         """Keep ``data``, which starts at block ``first``, as blocks."""
         kept: dict[int, Block | None] = {}
+        view = memoryview(data)
         for n, at in enumerate(range(0, max(1, len(data)), self._block), first):
-            kept[n] = block = Block(data[at : at + self._block], size)
+            kept[n] = block = Block(view[at : at + self._block], size)
             self._files.write(self._entry(key), n, block)
         self._sizes[key] = size
         return kept
