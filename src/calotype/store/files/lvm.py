@@ -109,7 +109,7 @@ def _volumes(group: Section, identity: str, size: int) -> list[list[Segment]]:
         for name, volume in _sections(group, "physical_volumes")
         if str(volume.get("id")).replace("-", "") == identity
     ]
-    if not here or unit <= 0:
+    if not here or unit <= 0 or here[0][1] < 0:
         return []
     name, origin = here[0]
     found: list[list[Segment]] = []
@@ -131,7 +131,7 @@ def _segments(volume: Section, name: str, origin: int, unit: int, size: int) -> 
     ]
     for part in sorted(parts, key=lambda part: _int(part, "start_extent")):
         count, stripes = _int(part, "extent_count"), part.get("stripes")
-        linear = part.get("type") in {"striped", "linear"} and _int(part, "stripe_count") == 1
+        linear = str(part.get("type")) in {"striped", "linear"} and _int(part, "stripe_count") == 1
         if not linear or not isinstance(stripes, list) or len(stripes) != 2 or stripes[0] != name:
             return []
         if _int(part, "start_extent") != done or count <= 0 or not isinstance(stripes[1], int):

@@ -17,7 +17,9 @@ from calotype.store.files.extents import Extents, FileMap, file_map
 from calotype.store.files.numbers import Table, column, power_of_two, table
 from calotype.store.files.volume import Reader, Segment, Volume
 
-_SLICE = 8 << 20  # bytes of the table in memory at once
+_SLICE = 2 << 20  # bytes of the table in memory at once
+_WORK = 1 << 24  # runs that are decoded, holes too, and more for each step
+_STEP = 64
 _STRIDE = 512  # bytes of a record that one fixup protects
 _ATTRIBUTE, _NOT_RESIDENT = 24, 64  # bytes of their heads
 _DATA = 0x80
@@ -84,16 +86,19 @@ def _extents(volume: Reader, boot: _Boot) -> Iterator[Extents]:
     left = int(lists.size[:1].sum()) // boot.record * boot.record
     own = _Own(boot)
     own.add(_decode(flat, lists, boot.clusters)[1])
-    done = 0
+    done, work = 0, _WORK
     while left > 0 and (segments := own.following()):
         part = Volume(volume, segments)
         at = -done % boot.record
         while at + boot.record <= min(part.size, left):
             raw = part.read(at, min(_SLICE, part.size - at, left - at))
             flat, lists = _run_lists(_repaired(table(raw, boot.record)), (done + at) // boot.record)
-            which, extents = _decode(flat, lists, boot.clusters)
+            which, extents, cost = _decode(flat, lists, boot.clusters)
+            work -= cost
+            if work < 0:
+                return
             files = lists.file[which]
-            own.add(extents.take(files == 0))
+            own.add(extents.take(np.flatnonzero(files == 0)[:_MAX_TABLE_RUNS]))
             yield extents.take(files >= _OWN)
             at += len(raw) // boot.record * boot.record
         done += part.size
@@ -152,7 +157,7 @@ def _run_lists(records: Table, first: int) -> tuple[Table, _Lists]:
     end = number * size + np.minimum(column(records, 24, "<u4"), size)
     used = (column(records, 22, "<u2") & _IN_USE) != 0
     file, at, end = file[used], at[used], end[used]
-    found: list[_Lists] = []
+    found = [_Lists(*(file[:0] for _ in _Lists._fields))]
     while len(at):
         inside = at <= end - _ATTRIBUTE
         file, at, end = file[inside], at[inside], end[inside]
@@ -177,8 +182,8 @@ def _lists(flat: Table, file: Ints, at: Ints, length: Ints) -> _Lists:
     return _Lists(file[good], logical, at + offset[good], at + length, size)
 
 
-def _decode(flat: Table, lists: _Lists, clusters: int) -> tuple[Ints, Extents]:
-    """The runs of all lists, one of each in a step: of which list they are, and the extents.
+def _decode(flat: Table, lists: _Lists, clusters: int) -> tuple[Ints, Extents, int]:
+    """The runs of all lists, one of each in a step: of which list they are, the extents, and the work.
 
     A run is a byte with the sizes of two numbers, its length and how far it is from the run before.
     """
@@ -186,7 +191,9 @@ def _decode(flat: Table, lists: _Lists, clusters: int) -> tuple[Ints, Extents]:
     at, end, logical = lists.start, lists.end, lists.logical
     physical = np.zeros_like(at)
     found: list[tuple[Ints, ...]] = [(which[:0],) * 4]
+    work = 0
     while len(at):
+        work += len(at) + _STEP
         head = flat[at].astype(np.int64)
         wide, far = head & 15, head >> 4
         good = (wide > 0) & (wide <= 8) & (far <= 8) & (at + wide + far < end)
@@ -206,7 +213,7 @@ def _decode(flat: Table, lists: _Lists, clusters: int) -> tuple[Ints, Extents]:
         left = at < end
         which, at, end, logical, physical = (c[left] for c in (which, at, end, logical, physical))
     which, *columns = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return which, Extents(*columns)
+    return which, Extents(*columns), work
 
 
 def _gather(flat: Table, at: Ints, dtype: str) -> Ints:
