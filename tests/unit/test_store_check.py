@@ -399,10 +399,3 @@ def test_equal_prefixes_are_told_apart():
     for digest, place in zip(digests[:20], found[:20].tolist(), strict=True):
         _number, holder, chunk = packs.locate(place)
         assert holder.digests[chunk].tobytes() == digest
-    fresh = PackSet(objects)
-    fresh.refresh()
-    ids = [
-        fresh.locate(p)[1].id
-        for p in fresh.find(pack.Kind.DATA, "default", as_rows(digests[5:10])).tolist()
-    ]
-    assert set(ids) == {min(p.id for p in fresh.packs)}

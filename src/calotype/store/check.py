@@ -24,6 +24,7 @@ from calotype.store.objects import ReadableStore
 from calotype.store.pack import HEADER, Kind, Pack, load
 from calotype.store.pack import PREFIX as PACKS
 from calotype.store.packset import PackSet
+from calotype.store.roots import BINDING
 from calotype.store.scan import Stretch, Walk, Walked, pack_of, read, rotten, stretches, verified
 from calotype.store.verified import Verified
 from calotype.store.workers import spread
@@ -117,7 +118,9 @@ class Checker:
         limit: float | None = None,
         memory: Verified | None = None,
         resume: bool = False,
+        expected: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """``expected`` are the Indexes that should be there, besides those that a listing shows."""
         if sample is not None and not 0 < sample <= 1:
             raise InvalidInput("a sample is a share above 0 and up to 1 (100 %)")
         if limit is not None and limit <= 0:
@@ -130,6 +133,7 @@ class Checker:
         self._whole = sample is None and limit is None
         self._memory = memory or Verified()
         self._resume = resume
+        self._expected = expected
         self._found: dict[str, _Finding] = {}
         self._domains: dict[str, Domain] = {}
         self._packs = PackSet(objects)
@@ -146,7 +150,10 @@ class Checker:
     def run(self, leftovers: Sequence[str] = ()) -> CheckReport:
         """Check everything that was asked for; damage is reported, never raised."""
         # Roots are listed before packs: what an ingest adds meanwhile is then not missed.
+        expected = self._expected()
         roots = [stored.key for stored in self._objects.list(PREFIX)]
+        for index in set(expected) - {key.removeprefix(PREFIX) for key in roots}:
+            self._note(PREFIX + index, "is missing").indexes.add(index)
         others = [s.key for s in self._objects.list() if not self._covered(s.key)]
         self._parameters()
         self._load()
@@ -166,16 +173,20 @@ class Checker:
         )
 
     def _covered(self, key: str) -> bool:
-        """Whether this is an object of the repository; boot profiles are checked at once."""
-        if key.startswith(profile.PREFIX):
-            try:
-                profile.decode(self._get(key), MAX_SIZE)
-            except StoreDamaged as error:  # a hint that can be made again: no image needs it
-                self._note(key, error.message)
-            except NotFound:
-                pass  # deleted meanwhile
-            return True
-        return key == parameters.CONFIG or key.startswith((parameters.DOMAINS, PACKS, PREFIX))
+        """Whether this is an object of the repository; those that stand alone are checked at once."""
+        try:
+            if key.startswith(profile.PREFIX):
+                profile.decode(self._get(key), MAX_SIZE)  # a hint: no Index needs it
+            elif key == BINDING:
+                parameters.unseal(key, self._get(key))
+            else:
+                known = (parameters.DOMAINS, PACKS, PREFIX)
+                return key == parameters.CONFIG or key.startswith(known)
+        except StoreDamaged as error:
+            self._note(key, error.message)
+        except NotFound:
+            pass  # deleted meanwhile
+        return True
 
     def _get(self, key: str) -> bytes:
         try:
@@ -222,7 +233,7 @@ class Checker:
                 continue
             self._packs.add(pack)
             sizes = tuple(stretch.size for stretch in stretches(pack))
-            self._listed.append(_Listed(stored.key, len(self._listed), sizes))
+            self._listed.append(_Listed(stored.key, len(self._packs.packs) - 1, sizes))
             self._chunks += len(pack.lengths)
             self._header(pack)
         return bool(fresh)
@@ -423,6 +434,7 @@ class Checker:
         if not named:
             return
         there = {s.key.removeprefix(PREFIX) for s in self._objects.list(PREFIX)}
+        there.update(self._expected())
         for key, finding in list(self._found.items()):
             finding.indexes &= there
             if key.startswith(PREFIX) and key.removeprefix(PREFIX) not in there:

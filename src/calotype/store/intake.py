@@ -71,7 +71,7 @@ class Intake:
         """Which of these chunks nobody has yet: they are the caller's to store now."""
         rows = as_rows(digests)
         generation = self._packs.generation
-        unknown = self._unknown(kind, rows)
+        unknown = self.unknown(kind, rows)
         if not unknown:
             return []
         mine: list[int] = []
@@ -79,14 +79,15 @@ class Intake:
         with self._lock:
             if self._packs.generation != generation:
                 # A pack was sealed meanwhile: what it holds is no longer among the claims.
-                unknown = self._unknown(kind, rows)
+                unknown = self.unknown(kind, rows)
             for i in unknown:
                 if digests[i] not in claimed:
                     claimed.add(digests[i])
                     mine.append(i)
         return mine
 
-    def _unknown(self, kind: Kind, rows: Bytes32) -> list[int]:
+    def unknown(self, kind: Kind, rows: Bytes32) -> list[int]:
+        """Which of these chunks no usable pack has; this ingest relies on the others from now on."""
         places = self._packs.find(kind, self.domain.name, rows)
         while not self._usable(self._packs.keys(places[places >= 0])):
             places = self._packs.find(kind, self.domain.name, rows)

@@ -113,6 +113,18 @@ def add_domain(objects: ObjectStore, name: str) -> None:
     objects.put(DOMAINS + name, seal(content), if_absent=True)
 
 
+def copy_domain(source: ReadableStore, objects: ObjectStore, name: str) -> None:
+    """Give a store the key that ``source`` has for a domain, unless it has one of that name.
+
+    Raises:
+        NotFound: the source has no such domain.
+        StoreDamaged: the source's object is damaged.
+    """
+    theirs = domain(source, name)
+    content: dict[str, object] = {"name": name, "key": theirs.key.hex()}
+    objects.put(DOMAINS + name, seal(content), if_absent=True)
+
+
 def domain(objects: ReadableStore, name: str) -> Domain:
     """The dedup domain ``name``.
 

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Self
@@ -415,11 +415,14 @@ class Repository:
             NotFound: there is no such Index.
             StoreDamaged: something that is needed to count is damaged.
         """
-        self._packs.refresh()
         roots = [(index, self._root(index)) for index in indexes]
-        return Counter(self._packs).total(
-            (index, root, self._leaf_reader(root)) for index, root in roots
-        )
+        going = self._ledger.packs() if self._ledger is not None else {}
+        condemned = {s.key: s.size for s in self._objects.list(PACKS) if s.key in going}
+        for _ in range(_TRIES):
+            self._packs.refresh()
+            with suppress(NotFound):  # a pack was pruned while it was read
+                return Counter(self._objects, self._packs).total(roots, self._domain, condemned)
+        raise Conflict("packs vanish as they are counted", hint="wait until prune has ended")
 
     def check(
         self,

@@ -1,7 +1,7 @@
 """Whole stores with few reads: many frames of a pack at once, and every leaf of many Indexes once."""
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -108,14 +108,23 @@ class Walk:
     """Every distinct leaf of some Indexes of one domain, read once, in the order of the packs."""
 
     def __init__(
-        self, objects: ReadableStore, packs: PackSet, domain: Domain, roots: Mapping[str, Root]
+        self,
+        objects: ReadableStore,
+        packs: PackSet,
+        domain: Domain,
+        roots: Mapping[str, Root],
+        *,
+        only: Collection[bytes] | None = None,
     ) -> None:
+        """With ``only`` the leaves of these digests alone."""
         self._objects = objects
         self._packs = packs
         self._domain = domain
         self._users: dict[bytes, list[tuple[str, int]]] = {}  # Index, bytes of its region
         for index, root in roots.items():
             for number, digest in root.leaves.items():
+                if only is not None and digest not in only:
+                    continue
                 span = min(root.region, root.size - number * root.region)
                 self._users.setdefault(digest, []).append((index, span))
 

@@ -50,6 +50,7 @@ class Wanted:
     def __init__(self, packs: PackSet) -> None:
         self._packs = packs
         self._masks: dict[Kind, dict[int, Mask]] = {kind: {} for kind in Kind}
+        self.vanished = 0  # packs that were deleted after they were marked
 
     def want(self, kind: Kind, domain: str, digests: Bytes32) -> Mask:
         """Mark these chunks; which of them the source has."""
@@ -64,7 +65,12 @@ class Wanted:
     def marked(self, kind: Kind) -> Iterator[tuple[Pack, Mask]]:
         """The packs of a kind with wanted chunks."""
         for number, mask in sorted(self._masks[kind].items()):
-            yield pack_of(self._packs, number), mask
+            try:
+                pack = pack_of(self._packs, number)
+            except (NotFound, StoreDamaged):
+                self.vanished += 1
+                continue
+            yield pack, mask
 
 
 class Mover:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from calotype.disk.draft import fsync_directory
+from calotype.disk.durable import fsync_directory
 
 _FORMAT = "calotype verified"
 _VERSION = 1
