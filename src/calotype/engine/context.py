@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calotype.config import Home
+from calotype.config import Home, Settings
 from calotype.engine import operation
 from calotype.engine.operation import Kind, Operation
 from calotype.engine.partial import Partial
@@ -41,18 +41,29 @@ class Context:
         return Catalog(self.home.prepare().catalog)
 
     @cached_property
-    def objects(self) -> "ObjectStore":
-        """The objects of the store."""
-        from calotype.store import DirectoryStore  # noqa: PLC0415 (see above)
+    def settings(self) -> Settings:
+        """What the environment and config.toml say."""
+        return Settings.load(self.home.config)
 
-        return DirectoryStore(self.home.prepare().store)
+    @cached_property
+    def objects(self) -> "ObjectStore":
+        """The objects of the store; a directory in the home, unless the settings name another place."""
+        from calotype.store.location import open_store  # noqa: PLC0415 (see above)
+
+        return open_store(
+            self.settings.values["store.url"] or str(self.home.prepare().store),
+            cache=self.home.cache / "objects",
+            cache_bytes=self.settings.values["store.cache"],
+        )
 
     @cached_property
     def repository(self) -> "Repository":
         """The store, opened when first asked, without what killed commands left in it."""
         from calotype.store import Repository  # noqa: PLC0415 (see above)
 
-        repository = Repository.open_or_create(self.objects, self.catalog.ledger)
+        repository = Repository.open_or_create(
+            self.objects, self.catalog.ledger, lookup=self.home.prepare().cache / "lookup"
+        )
         repository.sweep()
         return repository
 

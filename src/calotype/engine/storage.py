@@ -1,8 +1,25 @@
-"""What the store holds, in the words of images."""
+"""The store, in the words of images: what it holds, whether it is whole, and what keeps it so."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
 
+from calotype.disk import Disk, MappedDisk, Window
+from calotype.disk import raw as raw_format
+from calotype.engine import operation
 from calotype.engine.context import Context
+from calotype.errors import NotFound
+from calotype.store.check import CheckReport
+from calotype.store.copy import CopyReport
+from calotype.store.copy import copy as copy_indexes
+from calotype.store.location import open_store
+from calotype.store.prune import PruneReport
+from calotype.store.repair import RepairReport
+from calotype.store.repository import Repository
+from calotype.store.verified import Verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,26 +37,60 @@ class ImageUsage:
 class StoreUsage:
     """The whole store, in bytes.
 
-    ``stored`` is what its packs take, ``unreferenced`` what of it no image and no disk needs; ``bases`` is
-    what the materialized bases of VMs take on this host.
+    ``stored`` is what its packs take, ``unreferenced`` what of it a prune can free, ``condemned`` what of
+    it the next prune will; ``bases`` is what the materialized bases of VMs take on this host.
     """
 
     images: tuple[ImageUsage, ...]
     logical: int
     stored: int
     unreferenced: int
+    condemned: int
     packs: int
     bases: int
 
 
 @dataclass(frozen=True, slots=True)
 class StoreCheck:
-    """What a check found: ``damaged`` objects, and the images that they touch."""
+    """What a check found: ``damaged`` objects, and the images that they touch.
+
+    ``total_bytes`` is what there was to read; ``oldest`` when the part of it was last read that waits
+    longest (seconds since 1970, ``None``: some of it never).
+    """
 
     ok: bool
     checked_bytes: int
+    total_bytes: int
+    oldest: int | None
     damaged: tuple[str, ...]
     images: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRepair:
+    """What a repair did: ``lost`` is what no copy had, ``images`` those that need it."""
+
+    ok: bool
+    restored: tuple[str, ...]
+    replaced: tuple[str, ...]
+    aside: tuple[str, ...]
+    chunks: int
+    lost: tuple[str, ...]
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCopy:
+    """What a copy did, in bytes but the counts; ``failed`` images cannot be read in full."""
+
+    ok: bool
+    target: str
+    images: tuple[str, ...]
+    failed: tuple[str, ...]
+    already_there: int
+    chunks: int
+    bytes_read: int
+    bytes_stored: int
 
 
 def stats(context: Context) -> StoreUsage:
@@ -65,22 +116,180 @@ def stats(context: Context) -> StoreUsage:
         images=tuple(rows),
         logical=sum(image.size for image in images),
         stored=usage.stored,
-        unreferenced=max(0, usage.stored - usage.referenced),
+        unreferenced=usage.dead + usage.duplicate,
+        condemned=usage.condemned,
         packs=usage.packs,
         bases=sum(path.stat().st_blocks * 512 for path in context.home.bases.glob("*.raw")),
     )
 
 
-def check(context: Context, *, read_data: bool = True) -> StoreCheck:
-    """Hold the store against its checksums; name the images that damage touches."""
-    report = context.repository.check(read_data=read_data, progress=context.progress)
-    hit = set(report.touched)
-    images = [i.name for i in context.catalog.list_images() if hit & {d.index for d in i.disks}]
+def check(
+    context: Context,
+    *,
+    read_data: bool = True,
+    sample: float | None = None,
+    limit: float | None = None,
+) -> StoreCheck:
+    """Hold the store against its checksums; name the images that damage touches.
+
+    ``sample`` (a share) and ``limit`` (seconds) read only a part: what was not read for longest. A full
+    check that was interrupted goes on where it was.
+    """
+    whole = sample is None and limit is None
+    report = context.repository.check(
+        read_data=read_data,
+        sample=sample,
+        limit=limit,
+        memory=_memory(context),
+        resume=whole,
+        progress=context.progress,
+    )
     missing = context.catalog.indexes_in_use() - set(context.repository.indexes())
     gone = [f"indexes/{index}: missing" for index in sorted(missing)]
     return StoreCheck(
         ok=report.ok and not missing,
         checked_bytes=report.bytes_read,
-        damaged=(*(f"{damage.key}: {damage.problem}" for damage in report.damage), *gone),
-        images=tuple(images),
+        total_bytes=report.bytes_total,
+        oldest=report.oldest,
+        damaged=(*_damage(report), *gone),
+        images=_images(context, {*report.touched, *missing}),
     )
+
+
+def prune(
+    context: Context, *, grace: timedelta, empty: bool = False, dry_run: bool = False
+) -> PruneReport:
+    """Give back what no image and no disk needs; safe beside all other commands.
+
+    Raises:
+        Conflict: another prune is at work, or an Index is not whole.
+    """
+    if not dry_run:
+        _forget_unused(context)
+    return context.repository.prune(
+        grace=grace, empty=empty, dry_run=dry_run, progress=context.progress
+    )
+
+
+def repair(context: Context, source: str | None = None) -> StoreRepair:
+    """Check everything, and mend what is damaged from another store and from the bases on this host.
+
+    Raises:
+        Conflict: a prune is at work.
+        NotFound: there is no repository at ``source``.
+    """
+    with ExitStack() as stack:
+        report = context.repository.check(memory=_memory(context), progress=context.progress)
+        other = stack.enter_context(_other(context, source)) if source else None
+        done = context.repository.repair(
+            other,
+            report=report,
+            disks=stack.enter_context(_bases(context, report.touched)),
+            progress=context.progress,
+        )
+    return _repaired(context, done)
+
+
+def copy(context: Context, target: str, names: Sequence[str] = ()) -> StoreCopy:
+    """Bring images (all, without ``names``) to another store; only what it lacks is moved.
+
+    Raises:
+        NotFound: there is no such image.
+        Conflict: the target is this store.
+    """
+    catalog = context.catalog
+    images = [catalog.image(name) for name in names] if names else catalog.list_images()
+    wanted = {image.name: {disk.index for disk in image.disks} for image in images}
+    with _other(context, target, create=True) as other:
+        report = copy_indexes(
+            context.repository,
+            other,
+            sorted(set().union(*wanted.values())),
+            progress=context.progress,
+        )
+    return _copied(context, target, wanted, report)
+
+
+def _copied(
+    context: Context, target: str, wanted: Mapping[str, set[str]], report: CopyReport
+) -> StoreCopy:
+    failed = {name for name, indexes in wanted.items() if indexes & set(report.failed)}
+    return StoreCopy(
+        ok=report.ok,
+        target=context.settings.store(target),
+        images=tuple(sorted(set(wanted) - failed)),
+        failed=tuple(sorted(failed)),
+        already_there=report.present,
+        chunks=report.chunks,
+        bytes_read=report.bytes_read,
+        bytes_stored=report.bytes_stored,
+    )
+
+
+def _repaired(context: Context, done: RepairReport) -> StoreRepair:
+    return StoreRepair(
+        ok=done.ok,
+        restored=done.restored,
+        replaced=done.replaced,
+        aside=done.aside,
+        chunks=done.chunks,
+        lost=tuple(f"{damage.key}: {damage.problem}" for damage in done.lost),
+        images=_images(context, done.touched),
+    )
+
+
+def _forget_unused(context: Context) -> None:
+    """Drop the Indexes that a deletion had to leave, because another command was at work."""
+    with operation.quiet(context.home.prepare()) as quiet:
+        if quiet:
+            for index in set(context.repository.indexes()) - context.catalog.indexes_in_use():
+                context.repository.delete_index(index)
+
+
+@contextmanager
+def _other(context: Context, text: str, *, create: bool = False) -> Iterator[Repository]:
+    """Another store: a URL, or a name of one in config.toml."""
+    url = context.settings.store(text)
+    cache = context.home.cache / "stores" / sha256(url.encode()).hexdigest()[:16]
+    if not create and "://" not in url and not Path(url).is_dir():
+        raise NotFound(
+            f"there is no directory '{url}'",
+            hint="name a directory, a URL, or a name under [stores] in config.toml",
+        )
+    objects = open_store(url, cache=cache / "objects")
+    try:
+        lookup = cache / "lookup"
+        if create:
+            other = Repository.replica(context.repository, objects, lookup=lookup)
+        else:
+            other = Repository(objects, lookup=lookup)
+        yield other
+    finally:
+        objects.close()
+
+
+@contextmanager
+def _bases(context: Context, indexes: Sequence[str]) -> Iterator[Mapping[str, Disk]]:
+    """The bases on this host that should hold the same bytes as these Indexes."""
+    with ExitStack() as stack:
+        found: dict[str, Disk] = {}
+        for index in indexes:
+            path = context.base_path(index)
+            if path.exists():
+                window = stack.enter_context(Window.open(path))
+                found[index] = MappedDisk(raw_format.parse(window), window)
+        yield found
+
+
+def _memory(context: Context) -> Verified:
+    return Verified(context.home.prepare().cache / f"verified-{context.repository.id}.json")
+
+
+def _damage(report: CheckReport) -> tuple[str, ...]:
+    return tuple(f"{damage.key}: {damage.problem}" for damage in report.damage)
+
+
+def _images(context: Context, indexes: Sequence[str] | set[str]) -> tuple[str, ...]:
+    hit = set(indexes)
+    listed = context.catalog.list_images()
+    return tuple(image.name for image in listed if hit & {disk.index for disk in image.disks})
