@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from calotype.disk.base import Disk
+from calotype.disk.durable import fsync_directory
 from calotype.errors import Conflict, InvalidInput
 from calotype.progress import SILENT, Progress
 
@@ -96,15 +97,6 @@ def copy_disk(disk: Disk, fd: int, *, label: str, progress: Progress = SILENT) -
                 disk.read_into(offset, part)
                 write_sparse(fd, offset, part)
                 advance(len(part))
-
-
-def fsync_directory(path: str | os.PathLike[str]) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _create(directory: Path, path: Path) -> tuple[int, bool]:

@@ -11,14 +11,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from calotype.config import Settings
-from calotype.disk.draft import fsync_directory
+from calotype.disk.durable import fsync_directory
 from calotype.engine.context import Context
 from calotype.engine.partial import Partial
 from calotype.errors import CalotypeError, StoreDamaged
 from calotype.machine import DiskSpec
 from calotype.machine.spec import LazyBase
 from calotype.model import ManagedDisk
-from calotype.store import DirectoryStore
 
 #: What a disk is stacked on: a file, or what a server serves until there is one.
 Base = Path | LazyBase
@@ -136,6 +135,8 @@ def _make(context: Context, index: str, path: Path, scratch: Path) -> None:
 def _is_lazy(context: Context, index: str) -> bool:
     """Whether a base is worth a server: a small one is made as quickly, from a store on this host."""
     context.repository.size(index)  # an Index that is missing is an error of this command
+    from calotype.store import DirectoryStore  # noqa: PLC0415 (not needed for a base that is there)
+
     if not isinstance(context.objects, DirectoryStore):
         return True
     limit: int = Settings.load(context.home.config).values["vm.lazy_above"]

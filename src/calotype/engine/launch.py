@@ -6,10 +6,11 @@ import secrets
 import socket
 import zoneinfo
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from calotype.disk import overlay
+from calotype.disk import blank
 from calotype.engine import bases, keys, names
 from calotype.engine.context import Context
 from calotype.engine.machines import indexes, seed_path, specification
@@ -67,15 +68,14 @@ def create_vm(context: Context, request: VmRequest) -> VirtualMachine:
         NotAllowed: a second VM from a specialized image.
         Conflict: the name is taken.
     """
+    bases.revive(context)
     with context.operation() as operation:
         image = context.catalog.image(request.image)
         _check(request, image)
         if any(vm.name == request.name for vm in context.catalog.list_vms()):
             raise Conflict(f"VM '{request.name}' exists already", hint="choose another name")
         vm = _plan(context, request, image)
-        operation.claim("vm", vm.id)
-        for disk in vm.disks:
-            operation.claim("disk", disk.id)
+        operation.claim_all([("vm", vm.id), *(("disk", disk.id) for disk in vm.disks)])
         with bases.held(context, indexes(vm), operation.directory) as found:
             _make_files(context, vm, request)
             with context.lock(f"vm-{vm.id}"):  # nobody else starts or deletes it before we are done
@@ -216,13 +216,19 @@ def _beside_its_source(context: Context, image: Image) -> tuple[str, ...]:
 
 
 def _make_files(context: Context, vm: VirtualMachine, request: VmRequest) -> None:
-    """Overlays, the VM's directory, and for a generalized image the seed."""
-    for disk in vm.disks:
-        overlay.create(context.disk_path(disk.id), disk.size)
+    """Overlays, the VM's directory, and for a generalized image the seed.
+
+    They are synced together, for that takes the disk no longer than one of them.
+    """
     directory = context.vm_path(vm.id)
     directory.mkdir(mode=0o700)
-    if vm.os_state is OsState.GENERALIZED:
-        build_seed(seed_path(directory), _provisioning(context, vm, request))
+    with ThreadPoolExecutor() as pool:
+        jobs = [pool.submit(blank.create, context.disk_path(d.id), d.size) for d in vm.disks]
+        if vm.os_state is OsState.GENERALIZED:
+            who = _provisioning(context, vm, request)
+            jobs.append(pool.submit(build_seed, seed_path(directory), who))
+        for job in jobs:
+            job.result()
 
 
 def _provisioning(context: Context, vm: VirtualMachine, request: VmRequest) -> Provisioning:

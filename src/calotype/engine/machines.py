@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from calotype.disk import overlay
+from calotype.disk import blank
 from calotype.engine import bases, names
 from calotype.engine.context import Context
 from calotype.errors import Conflict, InvalidInput, NotAllowed, NotFound
@@ -93,6 +93,7 @@ def indexes(vm: VirtualMachine) -> list[str]:
 
 def start(context: Context, name: str) -> VirtualMachine:
     """Start a stopped VM; one that runs is left alone."""
+    bases.revive(context)
     with context.vm_lock(name) as vm, context.operation() as operation:
         if power(context, vm) in (PowerState.RUNNING, PowerState.PAUSED):
             return vm
@@ -141,10 +142,8 @@ def deallocate(context: Context, name: str, *, force: bool = False, timeout: flo
 def delete(context: Context, name: str, *, keep_disks: bool = False) -> None:
     """Stop a VM at once and delete it, with its disks unless ``keep_disks``."""
     with context.vm_lock(name) as vm, context.operation() as operation:
-        operation.claim("vm", vm.id)
         gone = [] if keep_disks else [disk.id for disk in vm.disks]
-        for disk_id in gone:
-            operation.claim("disk", disk_id)
+        operation.claim_all([("vm", vm.id), *(("disk", disk_id) for disk_id in gone)])
         context.driver.kill(context.vm_path(vm.id))
         context.catalog.delete_vm(vm.id, delete_disks=gone)
     context.drop_unused(disk.index for disk in vm.disks if disk.index)
@@ -165,7 +164,7 @@ def create_disk(
     )
     with context.operation() as operation:
         operation.claim("disk", disk.id)
-        overlay.create(context.disk_path(disk.id), size)
+        blank.create(context.disk_path(disk.id), size)
         context.catalog.add_disk(disk)
     return disk
 

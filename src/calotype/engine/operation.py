@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +38,12 @@ class Operation:
 
     def claim(self, kind: Kind, identifier: str) -> None:
         """Write down that this operation makes or removes the files of a resource (durably)."""
+        self.claim_all([(kind, identifier)])
+
+    def claim_all(self, resources: Iterable[tuple[Kind, str]]) -> None:
+        """Write down several at once."""
         with (self.directory / "claims").open("a") as claims:
-            claims.write(f"{kind} {identifier}\n")
+            claims.writelines(f"{kind} {identifier}\n" for kind, identifier in resources)
             claims.flush()
             os.fsync(claims.fileno())
 

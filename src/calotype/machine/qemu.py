@@ -341,7 +341,9 @@ def _furnish(spec: MachineSpec, layout: Layout) -> None:
         if not variables.exists():
             write_private(variables, OVMF_VARS.read_bytes())
         give(variables, spec.uid)
-    write_private(layout.record, json.dumps({"id": spec.id, "name": spec.name}).encode())
+    # Like the pid, it is of no use when the VM's process has ended.
+    record = json.dumps({"id": spec.id, "name": spec.name}).encode()
+    write_private(layout.record, record, durable=False)
 
 
 def _link(disk: DiskSpec, layout: Layout, uid: int | None) -> None:
@@ -435,12 +437,12 @@ def _await_start(layout: Layout) -> None:
             with Qmp.open(layout.query, _START) as qmp:
                 qmp.execute("query-status")
                 pid, _uid = peer(qmp.socket)
-                write_private(layout.pid, str(pid).encode())
+                write_private(layout.pid, str(pid).encode(), durable=False)
                 return
         except OSError:
             if not alive(layout):
                 raise ToolFailed("it ended at once") from None
-            time.sleep(0.01)  # QEMU has not made its sockets yet
+            time.sleep(0.002)  # QEMU has not made its sockets yet
     raise TimedOut("its monitor does not answer")
 
 

@@ -36,7 +36,7 @@ from typing import Any
 
 import pycdlib
 
-from calotype.disk.draft import fsync_directory
+from calotype.disk.durable import fsync_directory
 from calotype.errors import InvalidInput
 from calotype.machine.userdata import user_data
 from calotype.run import Limits, run
@@ -172,16 +172,21 @@ def build_seed(path: Path, provisioning: Provisioning) -> None:
     write_private(path, image.getvalue())
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner may read, so that it is there whole or not at all."""
+def write_private(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file that only its owner may read, so that it is there whole or not at all.
+
+    Without ``durable`` it may be gone after a power cut.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     temporary.replace(path)
-    fsync_directory(path.parent)
+    if durable:
+        fsync_directory(path.parent)
 
 
 def hash_password(password: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from calotype.disk.draft import fsync_directory
+from calotype.disk.durable import fsync_directory
 from calotype.errors import InvalidInput, StoreDamaged
 from calotype.model import Generation, OsType
 from calotype.progress import SILENT, Progress

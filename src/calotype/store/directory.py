@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from calotype.disk.draft import fsync_directory
+from calotype.disk.durable import fsync_directory
 from calotype.errors import Conflict
 from calotype.store.objects import Bytes, Stored, as_buffers, check_key, missing, truncated
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from calotype.disk.base import Extent
-from calotype.disk.draft import fsync_directory
+from calotype.disk.durable import fsync_directory
 from calotype.errors import InvalidInput, NotFound, StoreDamaged
 from calotype.store.digest import Domain, Ints
 from calotype.store.index import Leaf, Root, root_id
