@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from calotype.disk.draft import fsync_directory
+from calotype.disk.durable import fsync_directory
 from calotype.store.reader import IndexDisk
 from calotype.store.workers import spread
 
