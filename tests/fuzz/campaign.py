@@ -28,7 +28,7 @@ def start(target: str, work: Path, seconds: int) -> subprocess.Popen[bytes]:
     options = [
         f"-max_total_time={seconds}",
         f"-rss_limit_mb={MAX_MEMORY >> 20}",
-        "-timeout=120",
+        "-timeout=900",  # real time; the target itself limits processor time
         "-max_len=65536",
         "-print_final_stats=1",
         f"-artifact_prefix={work / 'found' / target}-",

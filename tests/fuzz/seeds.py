@@ -104,6 +104,17 @@ def ntfs_images(files: list[Path], scratch: Path) -> Iterator[Path]:
         for file in files:
             _run("ntfscp", "-f", path, file, file.name)
         yield path
+    path = _image(scratch / "ntfs", 4 << 20)
+    _run("mkntfs", "-q", "-F", "-s", "512", "-c", "512", path)
+    names = ["a", "b", "c"]
+    for name in names:
+        _run("ntfscp", "-f", path, files[-1], name)
+    # Three files that grow in turns: so many runs that each needs an attribute list.
+    for size in range(6000, 220_000, 512):
+        for name in names:
+            _run("ntfsfallocate", "-f", "-l", str(size), path, name)
+    _run("ntfstruncate", path, "64", "1000000")  # a hole
+    yield path
 
 
 def disks(root: Path, scratch: Path) -> Iterator[Path]:
