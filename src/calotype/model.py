@@ -84,6 +84,7 @@ class SourceKind(StrEnum):
     DEVICE = "device"
     VM = "vm"
     RECIPE = "recipe"
+    STORE = "store"  # found in a store whose catalogue was lost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ from calotype.cli import GROUPS
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people
 from calotype.cli.text import size as show_size
+from calotype.engine import adopt as engine_adopt
 from calotype.engine import storage
 
 app = App(name="store", help=GROUPS["store"])
@@ -139,7 +140,7 @@ def prune(
             print(f"{'would repack' if dry_run else 'repacked'} {moved}")
         if result.waiting:
             waiting = f"{show_size(result.waiting_bytes)} in {result.waiting} packs"
-            print(f"condemned, to be freed by a later prune: {waiting}")
+            print(f"condemned, freed by the first prune after {grace}: {waiting}")
         _list("damaged and left alone (see `calotype store check`)", result.unreadable)
 
 
@@ -160,11 +161,13 @@ def repair(*, source: str | None = None, common: Common | None = None) -> int:
         if not for_people(common):
             emit(common, result)
             return 0 if result.ok else _DAMAGED
-        mended = len(result.restored) + len(result.replaced)
-        if not mended and not result.aside and result.ok:
+        if result.ok and not (result.restored or result.replaced or result.chunks):
             print("whole: there was nothing to mend")
-        else:
-            print(f"mended {mended} objects with {result.chunks} chunks from elsewhere")
+        _list("as they were again", result.restored)
+        _list("replaced by new packs", result.replaced)
+        _list("set aside, for something in them is missed", result.aside)
+        if result.chunks:
+            print(f"{result.chunks} chunks came from elsewhere")
         _list("lost", result.lost)
         _list("images that cannot be read in full", result.images)
         if not result.ok:
@@ -197,3 +200,15 @@ def copy(target: str, /, *images: str, common: Common | None = None) -> int:
         )
         _list("not copied, for they cannot be read in full", result.failed)
         return 0 if result.ok else _DAMAGED
+
+
+@app.command
+def adopt(*, common: Common | None = None) -> None:
+    """Make this installation the one that changes the store, when the catalogue that did is lost.
+
+    No other installation may use the store any more. A store knows disks and not their names: each becomes
+    an image of its own.
+    """
+    with session(common) as context:
+        found = engine_adopt.adopt(context)
+        emit(common, found, {"New image": lambda r: r["name"], "State": lambda r: r["osState"]})

@@ -203,7 +203,7 @@ def _image(request: ImageRequest, uploaded: list[_Uploaded], seen: Inspection) -
         os_disk=first.disk,
         data_disks=tuple(item.disk for item in uploaded[1:]),
         architecture=request.architecture,
-        generation=request.generation or _generation(first.appliance, seen),
+        generation=request.generation or generation(first.appliance, seen),
         label=request.label,
         family=request.family,
         description=request.description,
@@ -220,7 +220,7 @@ def _image(request: ImageRequest, uploaded: list[_Uploaded], seen: Inspection) -
     )
 
 
-def _generation(appliance: Appliance | None, seen: Inspection) -> Generation:
+def generation(appliance: Appliance | None, seen: Inspection) -> Generation:
     """What the OVA says, else what the partitions say; BIOS where both would do."""
     if appliance is not None and appliance.firmware is not None:
         return Generation.V2 if appliance.firmware == "efi" else Generation.V1
