@@ -18,7 +18,7 @@ import numpy as np
 from calotype.errors import CalotypeError, InvalidInput, NotFound, StoreDamaged
 from calotype.progress import SILENT, Progress
 from calotype.store import parameters, profile
-from calotype.store.digest import Domain
+from calotype.store.digest import Bytes32, Domain, as_rows
 from calotype.store.index import MAX_SIZE, PREFIX, Root, root_id
 from calotype.store.objects import ReadableStore
 from calotype.store.pack import HEADER, Kind, Pack, load
@@ -135,6 +135,7 @@ class Checker:
         self._resume = resume
         self._expected = expected
         self._found: dict[str, _Finding] = {}
+        self._rotten: dict[bytes, set[str]] = {}  # chunks in damaged frames -> keys of their packs
         self._domains: dict[str, Domain] = {}
         self._packs = PackSet(objects)
         self._listed: list[_Listed] = []
@@ -349,8 +350,11 @@ class Checker:
     def _bad(self, pack: Pack, number: int, problem: str) -> None:
         text = problem.replace(f" of {pack.key}", "")
         finding = self._note(pack.key, text)
+        first = int(pack.frame_first[number])
         with self._lock:
             finding.frames.add(number)
+            for digest in pack.digests[first : first + int(pack.frame_chunks[number])]:
+                self._rotten.setdefault(digest.tobytes(), set()).add(pack.key)
 
     # Indexes
 
@@ -396,11 +400,10 @@ class Checker:
         if walked.place < 0:
             self._miss(walked.indexes, 1)
             return
-        _number, pack, chunk = self._packs.locate(walked.place)
-        frame = int(pack.chunk_frame[chunk])
         if not walked.whole:
-            self._bad(pack, frame, walked.problem)
-        self._touch(pack, {frame}, walked.indexes)
+            _number, pack, chunk = self._packs.locate(walked.place)
+            self._bad(pack, int(pack.chunk_frame[chunk]), walked.problem)
+        self._touch(as_rows([walked.digest]), walked.indexes)
         leaf = walked.leaf
         if leaf is None:
             if walked.whole:
@@ -410,10 +413,8 @@ class Checker:
         places = self._packs.find(Kind.DATA, walked.domain.name, leaf.digests)
         there = places >= 0
         self._miss(walked.indexes, int((~there).sum()))
+        self._touch(leaf.digests, walked.indexes)
         for _number, data, here, chunks in self._packs.by_pack(places[there]):
-            if finding := self._found.get(data.key):
-                frames = finding.frames.intersection(data.chunk_frame[chunks].tolist())
-                self._touch(data, frames, walked.indexes)
             if (data.lengths[chunks] != leaf.sizes[there][here]).any():
                 for index in walked.indexes:
                     self._note(PREFIX + index, "names chunks of other sizes").indexes.add(index)
@@ -423,10 +424,18 @@ class Checker:
             for index in indexes:
                 self._missing[index] = self._missing.get(index, 0) + count
 
-    def _touch(self, pack: Pack, frames: Collection[int], indexes: Sequence[str]) -> None:
-        finding = self._found.get(pack.key)
-        if finding is not None and finding.frames.intersection(frames):
-            finding.indexes.update(indexes)
+    def _touch(self, digests: Bytes32, indexes: Sequence[str]) -> None:
+        """Name these Indexes at the damaged frames that hold one of these chunks.
+
+        A chunk may have a second copy that is right; nobody knows which one a reader takes.
+        """
+        if not self._rotten:
+            return
+        beginnings = np.fromiter((int.from_bytes(d[:8], "little") for d in self._rotten), "<u8")
+        hits = np.isin(np.ascontiguousarray(digests[:, :8]).view("<u8").reshape(-1), beginnings)
+        for digest in digests[hits]:
+            for key in self._rotten.get(digest.tobytes(), ()):
+                self._found[key].indexes.update(indexes)
 
     def _still_there(self) -> None:
         """Indexes that were deleted meanwhile need nothing any more."""

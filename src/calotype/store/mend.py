@@ -15,6 +15,7 @@ from calotype.store.index import root_id
 from calotype.store.objects import ObjectStore, ReadableStore
 from calotype.store.pack import PREFIX as PACKS
 from calotype.store.pack import load
+from calotype.store.roots import BINDING
 from calotype.store.scan import read as read_frames
 from calotype.store.scan import rotten, stretches, verified
 
@@ -24,7 +25,7 @@ _SMALL = 8 << 10  # bytes of an object in which one flipped bit is looked for
 def mend_parameters(
     objects: ObjectStore, source: ReadableStore | None = None, *, repository: str | None = None
 ) -> tuple[str, ...]:
-    """Make config and domains whole again, so that a repository can be opened; the keys that now are.
+    """Make whole what a repository is opened with: config, domains, ledger; the keys that now are.
 
     A config that needs the ``source`` is written with the id ``repository``, or else with the source's id.
     A domain is taken from the source only when its key fits what this store holds.
@@ -35,6 +36,9 @@ def mend_parameters(
     stores = [objects] if source is None else [objects, source]
     keys = {stored.key for store in stores for stored in store.list(parameters.DOMAINS)}
     done += [key for key in sorted(keys) if _domain(objects, source, key)]
+    data = content(objects, BINDING)
+    if data is not None and not _sealed(BINDING, data) and mend_object(objects, None, BINDING):
+        done.append(BINDING)
     return tuple(done)
 
 

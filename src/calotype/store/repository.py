@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from calotype.disk.base import Disk, Extent
-from calotype.errors import Conflict, InvalidInput, NotFound, StoreDamaged
+from calotype.errors import CalotypeError, Conflict, InvalidInput, NotFound, StoreDamaged
 from calotype.progress import SILENT, Progress
 from calotype.store import parameters, profile
 from calotype.store.capture import BLOCK, RegionCapture
@@ -23,6 +23,7 @@ from calotype.store.intake import Counts, Intake, Worker
 from calotype.store.lease import SECONDS, Lease, leased
 from calotype.store.ledger import Lapsed, Ledger
 from calotype.store.materialize import materialize
+from calotype.store.mend import mend_parameters
 from calotype.store.objects import ObjectStore, ReadableStore
 from calotype.store.pack import PREFIX as PACKS
 from calotype.store.packset import PackSet
@@ -444,6 +445,10 @@ class Repository:
         Raises:
             InvalidInput: the sample or the limit is out of range.
         """
+        with suppress(
+            CalotypeError, OSError
+        ):  # a store that cannot be written to is checked as it is
+            self._roots.complete()
         checker = Checker(
             self._objects,
             progress,
@@ -474,11 +479,12 @@ class Repository:
         Raises:
             Conflict: a prune is at work, or the store belongs to another installation.
         """
-        self._roots.bind()
         if report is None:
             report = self.check(progress=progress)
         if isinstance(source, Repository):
             source = source.objects
+        mend_parameters(self._objects, source)
+        self._roots.bind()
         try:
             with leased(self._ledger, prune=True, seconds=self.lease) as lease:
                 repairer = Repairer(
