@@ -63,7 +63,8 @@ def fill(context: Context, index: str, listener: socket.socket) -> None:
         while not ended():
             pass
         return
-    repository = patiently(lambda: Repository(context.objects))
+    lookup = context.home.cache / "lookup"
+    repository = patiently(lambda: Repository(context.objects, lookup=lookup))
     base = patiently(lambda: repository.partial(index, partial.root))
     known = patiently(lambda: repository.boot_profile(index))
     filler = Filler(base, partial.root, known)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from calotype.config import Home
+from calotype.config import Home, Settings
 from calotype.machine.spec import LazyBase
 from calotype.run import Limits, spawn, which
 
@@ -151,10 +151,17 @@ class Partial:
                 limits=Limits(wall=None),
                 stdout=log,
                 stderr=log,
-                env=os.environ,
+                env=_environment(home),
                 pass_fds=(lock, listener),
             )
         process.wait()
+
+
+def _environment(home: Home) -> dict[str, str]:
+    """Ours; a store that is named relative to this directory is found from another one, too."""
+    url: str = Settings.load(home.config).values["store.url"]
+    local = bool(url) and ":" not in url
+    return {**os.environ} | ({"CALOTYPE_STORE": os.path.abspath(url)} if local else {})
 
 
 def _open(path: Path) -> int:

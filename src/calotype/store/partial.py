@@ -89,6 +89,9 @@ class PartialBase:
         self._fd = os.open(
             directory / "data", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
+        if not self._claims or self._strays():
+            self._claims = {}
+            os.ftruncate(self._fd, 0)
         os.ftruncate(self._fd, root.size)
 
     @property
@@ -194,6 +197,18 @@ class PartialBase:
 
     # Regions
 
+    def _strays(self) -> bool:
+        """Whether there is something in a region that should be all zero."""
+        width, at = self._root.region, 0
+        with suppress(OSError):  # no more data
+            while (at := os.lseek(self._fd, at, os.SEEK_DATA)) < self.size:
+                number = at // width
+                end = min((number + 1) * width, self.size)
+                if number not in self._root.leaves and self._holds(at, end):
+                    return True
+                at = end
+        return False
+
     def _split(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
         """The regions with data that a run touches: number, first and last byte in the region."""
         width = self._root.region
@@ -257,7 +272,25 @@ class PartialBase:
             some.append(row)
         if some:
             present[some] = self._sound(number, leaf, np.array(some))
+        self._clear_gaps(number, leaf)
         return present
+
+    def _clear_gaps(self, number: int, leaf: Leaf) -> None:
+        """Write zeros where no row is and something else stands."""
+        base = number * self._root.region
+        span = min(self._root.region, self.size - base)
+        starts = np.concatenate([[0], leaf.end])
+        ends = np.concatenate([leaf.offset, [span]])
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            for at in range(base + start, base + end, _WINDOW):
+                last = min(at + _WINDOW, base + end)
+                if self._holds(at, last):
+                    os.pwrite(self._fd, bytes(last - at), at)
+
+    def _holds(self, start: int, end: int) -> bool:
+        """Whether any of these bytes of the file is not zero."""
+        data = os.pread(self._fd, end - start, start)
+        return bool(np.frombuffer(data, dtype=np.uint8).any())
 
     def _sound(self, number: int, leaf: Leaf, rows: Ints) -> Bools:
         """Which of these rows, that lie near each other, have the bytes of their chunks."""
