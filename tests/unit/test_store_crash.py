@@ -20,6 +20,7 @@ import pytest
 from calotype.disk.base import Extent, read
 from calotype.store import DirectoryStore, Repository, packwriter
 from calotype.store.chunking import Chunking
+from calotype.store.ledger import MemoryLedger
 
 MIB = 1 << 20
 CRASHED = 86
@@ -344,3 +345,29 @@ def test_two_processes_at_once_in_one_store(place):
     report = repository.check()
     assert report.ok
     assert not report.leftovers
+
+
+def test_a_root_that_was_committed_and_not_yet_written_is_no_damage(place, monkeypatch):
+    """Killed between the ledger's commit and the root's object: the ledger's copy is put there."""
+    ledger = MemoryLedger()
+    objects = DirectoryStore(place / "store")
+    repository = Repository.create(objects, ledger, chunking=Chunking(region=MIB))
+    kept = repository.ingest(BytesDisk(SECOND)).index
+
+    class Killed(BaseException):
+        pass
+
+    def put(key: str, *_arguments: object, **_options: object) -> bool:
+        assert key.startswith("indexes/")
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "put", put)
+        with pytest.raises(Killed):
+            repository.ingest(BytesDisk(FIRST))
+    again = Repository(DirectoryStore(place / "store"), ledger)
+    assert len(list(objects.list("indexes/"))) == 1
+    assert again.check().ok
+    (lost,) = set(again.indexes()) - {kept}
+    assert content(again, lost) == FIRST
+    assert len(list(objects.list("indexes/"))) == 2

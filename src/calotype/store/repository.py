@@ -12,6 +12,7 @@ from calotype.disk.base import Disk, Extent
 from calotype.errors import CalotypeError, Conflict, InvalidInput, NotFound, StoreDamaged
 from calotype.progress import SILENT, Progress
 from calotype.store import parameters, profile
+from calotype.store.cache import uncached
 from calotype.store.capture import BLOCK, RegionCapture
 from calotype.store.check import Checker, CheckReport
 from calotype.store.chunking import Chunking, Cutter
@@ -68,7 +69,9 @@ class Repository:
             InvalidInput: it was written by a newer version.
             StoreDamaged: its config is damaged.
         """
-        self._objects = objects
+        # Only images are read through a cache: all else wants to know what the store holds now.
+        self._reading = objects
+        self._objects = objects = uncached(objects)
         self._config = parameters.read(objects)
         far = not isinstance(objects, DirectoryStore)
         self._packs = PackSet(objects, lookup, keep_footers=far)
@@ -309,7 +312,7 @@ class Repository:
         """
         root = self._root(index)
         domain = self._domain(root.domain)
-        frames = FrameReader(self._objects, self._packs, domain, cache=_PARTIAL_CACHE)
+        frames = FrameReader(self._reading, self._packs, domain, cache=_PARTIAL_CACHE)
         return PartialBase(root, self._leaf_reader(root), frames, domain, directory)
 
     def holds_more(self, index: str, limit: int) -> bool:
@@ -601,13 +604,13 @@ class Repository:
         return Root.decode(self._roots.get(index))
 
     def _leaf_reader(self, root: Root) -> LeafReader:
-        return LeafReader(self._objects, self._packs, self._domain(root.domain), root)
+        return LeafReader(self._reading, self._packs, self._domain(root.domain), root)
 
     def _frames(self, name: str) -> FrameReader:
         domain = self._domain(name)
         with self._lock:
             if name not in self._readers:
-                self._readers[name] = FrameReader(self._objects, self._packs, domain)
+                self._readers[name] = FrameReader(self._reading, self._packs, domain)
             return self._readers[name]
 
     def _domain(self, name: str) -> Domain:

@@ -171,6 +171,12 @@ class Roots:
             return False
         return self._objects.put(PREFIX + index, data, if_absent=True)
 
+    def complete(self) -> Sequence[str]:
+        """Put back the missing objects of all live roots: whoever committed them was killed right then."""
+        known = self._ledger.roots() if self._ledger is not None else {}
+        missing = {index for index in known if known[index]}.difference(self.listed())
+        return [index for index in sorted(missing) if self.restore(index)]
+
     def listed(self) -> Sequence[str]:
         """The ids of the roots that a listing shows."""
         return [stored.key.removeprefix(PREFIX) for stored in self._objects.list(PREFIX)]
