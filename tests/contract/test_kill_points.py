@@ -1,21 +1,26 @@
-"""``kill -9`` at every durable step of upload, create, capture and delete: the next command converges.
+"""``kill -9`` at any call that changes a file: what was there is whole, and the next command converges.
 
-The command line runs under strace, which kills it at its Nth fsync, rename or unlink; then the same
-command runs again. Nothing half-made is ever listed, nothing is left in scratch, and the store checks clean.
+Each point kills a command right before its Nth such call (see :mod:`tests.contract.tripwire`). Afterwards
+the installation holds either what it held before or what the command was to bring about, every byte of it;
+the same command then brings it about, and nothing half-made is left. A few points are hit under strace, from
+outside a process that was started as a user starts it.
 """
 
 import os
+import random
 import shutil
 import subprocess
-import sys
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from tests.campaigns.power_check import Observer, State, opened
+from tests.contract.tripwire import Tripwire
 
-from calotype import wire
-from calotype.config import Home
-from calotype.engine import images, machines, storage
-from calotype.engine.capture import CaptureRequest, capture_vm
+from calotype.engine import machines
+from calotype.engine.context import Context
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
 from calotype.engine.sources import Upload
@@ -23,166 +28,158 @@ from calotype.model import OsState
 
 STRACE = shutil.which("strace") or ""
 CALLS = "fsync,fdatasync,rename,renameat2,link,linkat,unlink,unlinkat,mkdir"
-
-pytestmark = pytest.mark.skipif(not STRACE, reason="strace is not installed")
-
-
-def killed(home, point, *arguments):
-    """Run a command that is killed at a point; False when it ended before it got there."""
-    inject = f"inject={CALLS}:signal=SIGKILL:when={point}"
-    done = subprocess.run(
-        [
-            *(STRACE, "-f", "-qq", "-o", os.devnull, "-e", f"trace={CALLS}", "-e", inject),
-            *(sys.executable, "-m", "calotype", *map(str, arguments)),
-        ],
-        env={**os.environ, "CALOTYPE_HOME": str(home)},
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode in (0, -9, 137), done.stderr.decode()
-    return done.returncode != 0
+MIB = 1 << 20
 
 
-@contextmanager
-def opened(home):
-    """The installation, in this process: what the next command sees."""
-    context = wire.build(home=Home(home))
-    try:
-        yield context
-    finally:
-        context.close()
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A command to kill at ``points`` points, and what there is before it: with a new home nothing."""
+
+    arguments: Sequence[str]
+    points: int
+    prepare: Callable[[Context, Path], None] | None
 
 
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory):
-    """A small ext4 disk with something in it."""
-    room = tmp_path_factory.mktemp("disk")
-    (room / "tree" / "etc").mkdir(parents=True)
-    (room / "tree" / "etc" / "data").write_bytes(os.urandom(3 << 20))
-    path = room / "disk.raw"
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", room / "tree", path, "16M"], check=True)
-    return path
-
-
-def assert_tidy(context):
-    """Only what the catalogue lists is there, and all of it is whole."""
-    machines.create_disk(context, "tidy", 1 << 20)  # any operation cleans up after the killed one
-    machines.delete_disk(context, "tidy")
-    assert list(context.home.tmp.glob("op-*")) == []
-    vms, disks = context.catalog.list_vms(), context.catalog.list_disks()
-    assert {path.name for path in context.home.vms.iterdir()} == {vm.id for vm in vms}
-    assert {path.stem for path in context.home.disks.iterdir()} == {disk.id for disk in disks}
-    check = storage.check(context)
-    assert check.ok, check
-    for index in context.catalog.indexes_in_use():
-        target = context.home.tmp / "whole.raw"
-        context.repository.materialize(index, target)
-        target.unlink()
-
-
-#: Points are spread, ever wider, until the command ends by itself.
-POINTS = [1, 2, 4, 7, 11, 16, 22, 30, 40, 52, 70, 95, 130]
-
-
-def at_points(run):
-    """Call ``run(point)`` until it says that the command was not killed any more."""
-    hits = 0
-    for point in POINTS:
-        if not run(point):
-            break
-        hits += 1
-    assert hits >= 4, "the command was hardly ever killed: the test sees nothing"
-
-
-def upload(context, disk):
+def image(context: Context, disk: Path) -> None:
+    """An image ``img``."""
     request = ImageRequest(name="img", os_state=OsState.SPECIALIZED)
-    return import_image(context, request, Upload(location=str(disk)), {})
+    import_image(context, request, Upload(location=str(disk / "disk.raw")), {})
 
 
-def create(context, **options):
-    return create_vm(context, VmRequest(name="vm1", image="img", start=False, **options))
-
-
-def names(resources):
-    return [resource.name for resource in resources]
-
-
-def test_upload(tmp_path, disk):
-    def run(point):
-        home = tmp_path / f"home{point}"
-        hit = killed(
-            home, point, "image", "create", "img", "--source", disk, "--os-state", "Specialized"
+def machine(context: Context, disk: Path) -> None:
+    """An image and a VM of it with a data disk; both its disks were written to."""
+    image(context, disk)
+    vm = create_vm(
+        context, VmRequest(name="vm1", image="img", start=False, new_data_disks={0: 4 * MIB})
+    )
+    for managed in vm.disks:
+        options = f"driver=qcow2,file.filename={context.disk_path(managed.id)}"
+        if managed.index:
+            options += (
+                f",backing.driver=raw,backing.file.filename={context.base_path(managed.index)}"
+            )
+        orders = ("-c", f"write -s {disk / 'junk'} {MIB} 200k", "-c", "flush")
+        subprocess.run(
+            ["qemu-io", "--image-opts", options, *orders], check=True, capture_output=True
         )
-        with opened(home) as context:
-            assert names(context.catalog.list_images()) in ([], ["img"])
-            upload(context, disk)
-            assert names(context.catalog.list_images()) == ["img"]
-            assert_tidy(context)
-        return hit
 
-    at_points(run)
+
+def spare(context: Context, _disk: Path) -> None:
+    """A managed disk."""
+    machines.create_disk(context, "spare", 4 * MIB)
+
+
+UPLOAD = ("image", "create", "new", "--source", "{disk}/other.raw", "--os-state", "Specialized")
+CASES = {
+    "first upload": Case(UPLOAD, 20, None),
+    "upload": Case(UPLOAD, 40, image),
+    "vm create": Case(("vm", "create", "vm2", "--image", "img", "--no-start"), 30, image),
+    "capture": Case(("vm", "capture", "vm1", "--image", "snap"), 40, machine),
+    "generalize": Case(("vm", "capture", "vm1", "--image", "snap", "--generalize"), 20, machine),
+    "vm delete": Case(("vm", "delete", "vm1"), 25, machine),
+    "image delete": Case(("image", "delete", "img", "--force"), 20, machine),
+    "disk create": Case(("disk", "create", "spare2", "--size", "4M"), 15, spare),
+    "disk delete": Case(("disk", "delete", "spare"), 15, spare),
+}
+
+
+def test_there_are_points_enough():
+    assert sum(case.points for case in CASES.values()) >= 200
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory, disk):
-    """An installation with an image of the disk, to copy."""
-    home = tmp_path_factory.mktemp("template") / "home"
+def place() -> Iterator[Path]:
+    """A directory in memory where there is one: nothing here cuts the power."""
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=base) as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def disk(place):
+    """A directory with two disks that have much in common, and junk for a guest to write."""
+    room = place / "disk"
+    generator = random.Random(1)
+    for path, content in {
+        "etc/os-release": b"ID=debian\n",
+        "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",
+        "etc/machine-id": b"0123456789abcdef0123456789abcdef\n",
+        "usr/data": generator.randbytes(300_000),
+    }.items():
+        (room / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
+        (room / "tree" / path).write_bytes(content)
+    first = room / "disk.raw"
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", room / "tree", first, "8M"], check=True)
+    data = bytearray(first.read_bytes())
+    data[6 * MIB : 6 * MIB + 100_000] = generator.randbytes(100_000)
+    (room / "other.raw").write_bytes(data)
+    (room / "junk").write_bytes(generator.randbytes(MIB))
+    return room
+
+
+@pytest.fixture(scope="module")
+def tripwire() -> Iterator[Tripwire]:
+    """The warm interpreter."""
+    with Tripwire() as wire:
+        yield wire
+
+
+def look(home: Path) -> tuple[State, list[str]]:
+    """What an installation holds; and what in it is wrong."""
     with opened(home) as context:
-        upload(context, disk)
-    return home
+        observer = Observer(context)
+        return observer.observe(), observer.problems
 
 
-def copy(template, target):
-    shutil.copytree(template, target, symlinks=True)
-    return target
+def settled(home: Path) -> tuple[State, list[str]]:
+    """The same after one more operation, which clears up; and what is left over then."""
+    with opened(home) as context:
+        machines.create_disk(context, "tidy", MIB)
+        machines.delete_disk(context, "tidy")
+        observer = Observer(context)
+        return observer.observe(), [*observer.problems, *observer.left_over()]
 
 
-def test_create(tmp_path, template):
-    def run(point):
-        home = copy(template, tmp_path / f"home{point}")
-        hit = killed(home, point, "vm", "create", "vm1", "--image", "img", "--no-start")
-        with opened(home) as context:
-            if not context.catalog.list_vms():
-                create(context)
-            assert names(context.catalog.list_vms()) == ["vm1"]
-            assert_tidy(context)
-        return hit
+@pytest.mark.parametrize("name", CASES)
+def test_killed_anywhere(place, disk, tripwire, name):
+    case = CASES[name]
+    command = [word.format(disk=disk) for word in case.arguments]
+    template, undisturbed = place / f"{name} template", place / f"{name} undisturbed"
+    before: State = {}
+    if case.prepare:
+        with opened(template) as context:
+            case.prepare(context, disk)
+        before, _ = look(template)
+    else:
+        template.mkdir()
+    shutil.copytree(template, undisturbed, symlinks=True)
+    calls = tripwire.run(undisturbed, *command)
+    assert calls.status == 0
+    after, problems = settled(undisturbed)
+    assert after != before
+    assert not problems
+    reached = set()
+    for number in range(case.points):
+        home = place / f"{name} {number}"
+        shutil.copytree(template, home, symlinks=True)
+        at = 1 + number * (calls.calls - 1) // (case.points - 1)
+        while not tripwire.run(home, *command, at=at).killed:
+            at -= 1  # its threads made fewer calls this time
+            shutil.rmtree(home)
+            shutil.copytree(template, home, symlinks=True)
+        reached.add(converged(home, before, after, tripwire, command))
+        shutil.rmtree(home)
+    assert reached == {False, True}, "killed only before, or only after, its commit"
 
-    at_points(run)
 
-
-def test_capture(tmp_path, template):
-    def run(point):
-        home = copy(template, tmp_path / f"home{point}")
-        with opened(home) as context:
-            create(context, new_data_disks={0: 4 << 20})
-        hit = killed(home, point, "vm", "capture", "vm1", "--image", "snap")
-        with opened(home) as context:
-            assert names(context.catalog.list_images()) in (["img"], ["img", "snap"])
-            if context.catalog.find_image("snap") is None:
-                capture_vm(context, "vm1", CaptureRequest(name="snap"))
-            img, snap = context.catalog.image("img"), context.catalog.image("snap")
-            assert snap.os_disk == img.os_disk
-            assert_tidy(context)
-        return hit
-
-    at_points(run)
-
-
-def test_delete(tmp_path, template):
-    def run(point):
-        home = copy(template, tmp_path / f"home{point}")
-        with opened(home) as context:
-            create(context)
-        hit = killed(home, point, "vm", "delete", "vm1")
-        with opened(home) as context:
-            if context.catalog.list_vms():
-                machines.delete(context, "vm1")
-            images.delete(context, "img")
-            catalog = context.catalog
-            assert catalog.list_vms() == catalog.list_disks() == catalog.list_images() == []
-            assert_tidy(context)
-            assert list(context.home.bases.iterdir()) == []
-        return hit
-
-    at_points(run)
+def converged(
+    home: Path, before: State, after: State, tripwire: Tripwire, command: Sequence[str]
+) -> bool:
+    """Hold a killed command to all or nothing, and run it again; whether it had been all."""
+    state, problems = look(home)
+    assert not problems
+    assert state in (before, after)
+    if state == before:
+        assert tripwire.run(home, *command).status == 0
+    assert settled(home) == (after, [])
+    return state == after

@@ -160,6 +160,11 @@ class CacheStore:
             self._sizes.pop(key, None)
             self._files.drop(self._entry(key))
 
+    def fresh(self, key: str) -> ObjectStore:
+        """The store itself; what was kept of ``key`` is forgotten."""
+        self._forget(key)
+        return self.inner
+
     def size(self, key: str) -> int:
         """The object's size in bytes, as the store itself says."""
         return self.inner.size(key)

@@ -7,7 +7,7 @@ Roles grow by embedding: whoever only reads asks for a :class:`ReadableStore`; t
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from calotype.errors import Conflict, InvalidInput, NotFound, StoreDamaged
 
@@ -106,6 +106,23 @@ class ObjectStore(ReadableStore, Protocol):
     def sweep(self) -> Sequence[str]:
         """Remove the leftovers, and return their names."""
         ...
+
+
+@runtime_checkable
+class Cached(Protocol):
+    """A store that may hand out what it kept earlier."""
+
+    def fresh(self, key: str) -> ReadableStore:
+        """The store behind it; what was kept of ``key`` is forgotten."""
+        ...
+
+
+def read_again(objects: ReadableStore, key: str) -> ReadableStore:
+    """Where to read ``key`` once more, when what was read is not what it should be.
+
+    It may have been damaged on its way, or in a cache.
+    """
+    return objects.fresh(key) if isinstance(objects, Cached) else objects
 
 
 def check_key(key: str) -> str:
