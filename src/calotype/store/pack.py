@@ -7,7 +7,7 @@ does not cover its bytes exactly is damage.
 import secrets
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from typing import NamedTuple
@@ -74,6 +74,7 @@ class Pack:
     kind: Kind
     domain: str
     size: int  # of the object, in bytes
+    foot: bytes  # the footer; the arrays are views of it
     digests: Bytes32
     lengths: U32  # of chunks, raw
     frame_stored: U32
@@ -87,18 +88,24 @@ class Pack:
         """The object's key."""
         return PREFIX + self.id
 
-    def emptied(self) -> "Pack":
-        """This pack without its contents: what is left of one that was deleted."""
-        return replace(
-            self,
+    @classmethod
+    def gone(cls, key: str) -> "Pack":
+        """What stands for a pack that was deleted: nothing."""
+        rows = np.zeros((0, DIGEST), dtype=np.uint8)
+        u32 = np.zeros(0, dtype=np.uint32)
+        return cls(
+            id=key.removeprefix(PREFIX),
+            kind=Kind.DATA,
+            domain="",
             size=0,
-            digests=self.digests[:0],
-            lengths=self.lengths[:0],
-            frame_stored=self.frame_stored[:0],
-            frame_raw=self.frame_raw[:0],
-            frame_chunks=self.frame_chunks[:0],
-            frame_codec=self.frame_codec[:0],
-            frame_checksum=self.frame_checksum[:0],
+            foot=b"",
+            digests=rows,
+            lengths=u32,
+            frame_stored=u32,
+            frame_raw=u32,
+            frame_chunks=u32,
+            frame_codec=np.zeros(0, dtype=np.uint8),
+            frame_checksum=rows,
         )
 
     @cached_property
@@ -187,6 +194,18 @@ def load(objects: ReadableStore, key: str, size: int) -> Pack:
     return parse(foot, digest.hex(), size)
 
 
+def find_footer(end: bytes, name: str) -> bytes | None:
+    """The footer of the pack ``name`` whose trailer is damaged, in the bytes at its end.
+
+    It is what starts like a footer and has the pack's name as its BLAKE3.
+    """
+    before = end[: -_TRAILER.size]
+    at = before.rfind(_FOOT_MAGIC)
+    while at >= 0 and blake3(before[at:]).hexdigest() != name:
+        at = before.rfind(_FOOT_MAGIC, 0, at)
+    return before[at:] if at >= 0 else None
+
+
 def parse(foot: bytes, name: str, size: int) -> Pack:
     """The pack ``name`` of ``size`` bytes, from the bytes of its footer.
 
@@ -215,6 +234,7 @@ def parse(foot: bytes, name: str, size: int) -> Pack:
         kind=Kind(kind),
         domain=domain,
         size=size,
+        foot=foot,
         digests=fields.rows(chunks),
         lengths=fields.u32(chunks),
         frame_stored=fields.u32(frames),

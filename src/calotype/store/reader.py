@@ -17,7 +17,7 @@ from calotype.errors import InvalidInput, NotFound, StoreDamaged
 from calotype.store.codec import decode
 from calotype.store.digest import Bytes32, Domain, Ints, as_rows
 from calotype.store.index import Leaf, Root
-from calotype.store.objects import ReadableStore
+from calotype.store.objects import ReadableStore, read_again
 from calotype.store.pack import Kind, Pack
 from calotype.store.packset import PackSet
 
@@ -67,7 +67,7 @@ class FrameReader:
         group: list[FrameKey] = []
         start = end = 0
         for key in keys:
-            pack = self._packs.packs[key[0]]
+            pack = self._packs.pack(key[0])
             first = int(pack.frame_offset[key[1]])
             last = first + int(pack.frame_stored[key[1]])
             near = group and group[0][0] == key[0] and first - end <= _NEAR
@@ -82,20 +82,18 @@ class FrameReader:
             yield group
 
     def _load(self, group: list[FrameKey]) -> dict[FrameKey, bytes]:
-        pack = self._packs.packs[group[0][0]]
+        pack = self._packs.pack(group[0][0])
         start = int(pack.frame_offset[group[0][1]])
         last = group[-1][1]
         end = int(pack.frame_offset[last]) + int(pack.frame_stored[last])
         try:
-            stored = memoryview(self._objects.get_range(pack.key, start, end - start))
+            try:
+                found = self._read(self._objects, pack, group, start, end)
+            except StoreDamaged:
+                found = self._read(read_again(self._objects, pack.key), pack, group, start, end)
         except NotFound:
             self._packs.forget([pack.key])
             raise
-        found: dict[FrameKey, bytes] = {}
-        for key in group:
-            at = int(pack.frame_offset[key[1]]) - start
-            piece = stored[at : at + int(pack.frame_stored[key[1]])]
-            found[key] = raw_frame(pack, key[1], piece, self._domain)
         with self._lock:
             for key, data in found.items():
                 if key not in self._cache:
@@ -103,6 +101,17 @@ class FrameReader:
                     self._room -= len(data)
             while self._room < 0:
                 self._room += len(self._cache.popitem(last=False)[1])
+        return found
+
+    def _read(
+        self, objects: ReadableStore, pack: Pack, group: list[FrameKey], start: int, end: int
+    ) -> dict[FrameKey, bytes]:
+        stored = memoryview(objects.get_range(pack.key, start, end - start))
+        found: dict[FrameKey, bytes] = {}
+        for key in group:
+            at = int(pack.frame_offset[key[1]]) - start
+            piece = stored[at : at + int(pack.frame_stored[key[1]])]
+            found[key] = raw_frame(pack, key[1], piece, self._domain)
         return found
 
 
@@ -242,6 +251,9 @@ class LeafReader:
         places = self._packs.find(kind, self._domain.name, digests)
         if self._refresh and (places < 0).any():  # another process may have added packs since
             self._packs.refresh()
+            places = self._packs.find(kind, self._domain.name, digests)
+        if self._refresh and (places < 0).any():  # or the lookup's cache is wrong
+            self._packs.recover()
             places = self._packs.find(kind, self._domain.name, digests)
         return places
 
