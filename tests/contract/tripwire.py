@@ -164,7 +164,9 @@ def _install(program: list[tuple[int, int, int, int]]) -> int:
     buffer = ctypes.create_string_buffer(code)
     header = struct.pack("<HxxxxxxQ", len(program), ctypes.addressof(buffer))
     if os.geteuid():
-        _libc.prctl(38, 1, 0, 0, 0)  # no new privileges: who is not root must renounce them for this
+        _libc.prctl(
+            38, 1, 0, 0, 0
+        )  # no new privileges: who is not root must renounce them for this
     listener = _libc.syscall(_SECCOMP, 1, 1 << 3, ctypes.create_string_buffer(header))
     if listener < 0:
         raise OSError(ctypes.get_errno(), "seccomp")
