@@ -143,7 +143,7 @@ class Checker:
         self._known: set[str] = set()  # packs that were looked at
         self._unreadable: set[str] = set()  # packs without a usable footer
         self._lock = threading.Lock()
-        self._bytes = self._total = 0
+        self._bytes = 0
         self._oldest: int | None = None
         self._saved = time.monotonic()
         self._missing: dict[str, int] = {}  # chunks and leaves, by Index

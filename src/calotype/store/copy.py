@@ -20,7 +20,7 @@ from calotype.store.repository import Repository
 from calotype.store.scan import Walk, Walked
 from calotype.store.transfer import Mover, Wanted
 
-_TRIES = 3  # while packs vanish on either side
+_TRIES = 10  # while packs vanish on either side
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,6 +61,19 @@ def copy(
         Conflict: the target belongs to another installation.
     """
     report = CopyReport()
+    with source.steady():
+        _run(source, target, indexes, report, progress=progress)
+    return report
+
+
+def _run(
+    source: Repository,
+    target: Repository,
+    indexes: Iterable[str] | None,
+    report: CopyReport,
+    *,
+    progress: Progress,
+) -> None:
     moving: dict[str, dict[str, Root]] = {}
     there = set(target.indexes())
     for index in source.indexes() if indexes is None else dict.fromkeys(indexes):
@@ -80,7 +93,6 @@ def copy(
     for index, copied in report.indexes.items():
         if extents := source.boot_profile(index):
             target.keep_boot_profile(copied, extents)
-    return report
 
 
 def _alike(source: Repository, target: Repository, domain: str) -> bool:

@@ -7,6 +7,7 @@ be there that is not: the next upload of the same bytes stores it anew.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -199,16 +200,16 @@ class Repairer:
 
     def _pack(self, key: str) -> tuple[Pack | None, bool]:
         """A damaged pack's footer, if anybody has it, and whether the pack is whole again."""
-        mine = _footer(self._objects, key) or _before_trailer(self._objects, key)
-        theirs = _footer(self._source, key) if self._source is not None else None
-        pack = mine or theirs
+        pack = _footer(self._objects, key)
+        if pack is None and self._source is not None:
+            pack = _footer(self._source, key)
         if pack is None:
             return None, False
         writer = self._objects.writer()
         try:
             writer.write([HEADER])
             for stretch in stretches(pack):
-                frames = self._frames(stretch, there=theirs is not None)
+                frames = self._frames(stretch)
                 if frames is None:
                     return pack, False
                 writer.write(frames)
@@ -218,11 +219,11 @@ class Repairer:
             writer.abort()
         return pack, True
 
-    def _frames(self, stretch: Stretch, *, there: bool) -> list[memoryview] | None:
+    def _frames(self, stretch: Stretch) -> list[memoryview] | None:
         """The stored bytes of these frames from either store; None when not all are to be had."""
         found = _good(self._objects, stretch)
         absent = np.array([n for n in stretch.frames.tolist() if n not in found], dtype=np.int64)
-        if there and self._source is not None:
+        if self._source is not None:
             for some in stretches(stretch.pack, absent):
                 found |= _good(self._source, some)
                 self._read += some.size
@@ -371,28 +372,20 @@ def _split(digests: Bytes32) -> list[bytes]:
 
 
 def _footer(objects: ReadableStore, key: str) -> Pack | None:
-    try:
-        return load(objects, key, objects.size(key))
-    except (NotFound, StoreDamaged, InvalidInput):
-        return None
-    except OSError as error:
-        rotten(error)
-        return None
-
-
-def _before_trailer(objects: ReadableStore, key: str) -> Pack | None:
-    """The footer of a pack whose trailer is damaged: it is what has the pack's id as its BLAKE3."""
+    """A pack's footer, also where the trailer that leads to it is damaged."""
     try:
         size = objects.size(key)
+        with suppress(StoreDamaged):
+            return load(objects, key, size)
         length = min(size, _FOOT_READ)
-        tail = objects.get_range(key, size - length, length)
-        if foot := find_footer(tail, key.removeprefix(PACKS)):
-            return parse(foot, key.removeprefix(PACKS), size)
+        end = objects.get_range(key, size - length, length)
+        foot = find_footer(end, key.removeprefix(PACKS))
+        return parse(foot, key.removeprefix(PACKS), size) if foot else None
     except (NotFound, StoreDamaged, InvalidInput):
         return None
     except OSError as error:
         rotten(error)
-    return None
+        return None
 
 
 def _good(objects: ReadableStore, stretch: Stretch) -> dict[int, memoryview]:

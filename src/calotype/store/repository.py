@@ -565,6 +565,12 @@ class Repository:
         return self._root(index)
 
     @contextmanager
+    def steady(self) -> Iterator[None]:
+        """While this is open no pack that is there is deleted, if there is a ledger."""
+        with leased(self._ledger, seconds=self.lease):
+            yield
+
+    @contextmanager
     def receive(self, domain: str) -> Iterator[Intake]:
         """A way into the packs, under a lease; what was not finished is dropped at the end.
 
