@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calotype.errors import CalotypeError, InvalidInput, NotFound, StoreDamaged
+from calotype.errors import InvalidInput, NotFound, StoreDamaged
 from calotype.progress import SILENT, Progress
 from calotype.store import parameters, profile
 from calotype.store.digest import Bytes32, Domain, as_rows
 from calotype.store.index import MAX_SIZE, PREFIX, Root, root_id
-from calotype.store.objects import ReadableStore
+from calotype.store.objects import ReadableStore, Stored
 from calotype.store.pack import HEADER, Kind, Pack, load
 from calotype.store.pack import PREFIX as PACKS
 from calotype.store.packset import PackSet
@@ -31,6 +31,7 @@ from calotype.store.workers import spread
 
 ASIDE = "damaged/"  # packs that repair has moved out of the way
 _SAVE_EVERY = 30  # seconds
+_BATCH, _READERS = 32, 16  # footers that are read at once, and by how many threads
 _TRIES = 10  # walks through the Indexes while packs vanish
 
 
@@ -202,7 +203,7 @@ class Checker:
     def _parameters(self) -> None:
         try:
             parameters.read(self._objects)
-        except CalotypeError as error:
+        except (NotFound, StoreDamaged, InvalidInput) as error:
             self._note(parameters.CONFIG, error.message)
         except OSError as error:
             self._note(parameters.CONFIG, rotten(error).message)
@@ -210,7 +211,7 @@ class Checker:
             name = stored.key.removeprefix(parameters.DOMAINS)
             try:
                 self._domains[name] = parameters.domain(self._objects, name)
-            except CalotypeError as error:
+            except (NotFound, StoreDamaged, InvalidInput) as error:
                 self._note(stored.key, error.message)
             except OSError as error:
                 self._note(stored.key, rotten(error).message)
@@ -218,40 +219,42 @@ class Checker:
     def _load(self) -> bool:
         """Learn the packs that are listed; whether there are new ones."""
         fresh = [stored for stored in self._objects.list(PACKS) if stored.key not in self._known]
-        for stored in fresh:
-            self._known.add(stored.key)
-            try:
-                pack = load(self._objects, stored.key, stored.size)
-            except NotFound:
-                continue
-            except (StoreDamaged, InvalidInput) as error:
-                self._note(stored.key, error.message.removeprefix(f"{stored.key} "))
-                self._unreadable.add(stored.key)
-                continue
-            except OSError as error:
-                self._note(stored.key, rotten(error).message)
-                self._unreadable.add(stored.key)
-                continue
-            self._packs.add(pack)
-            sizes = tuple(stretch.size for stretch in stretches(pack))
-            self._listed.append(_Listed(stored.key, len(self._packs.packs) - 1, sizes))
-            self._chunks += len(pack.lengths)
-            self._header(pack)
+        self._known.update(stored.key for stored in fresh)
+        for first in range(0, len(fresh), _BATCH):
+            self._learn(fresh[first : first + _BATCH])
         return bool(fresh)
 
-    def _header(self, pack: Pack) -> None:
+    def _learn(self, fresh: Sequence[Stored]) -> None:
+        """Read these packs' footers, and learn those that are usable."""
+        found: list[Pack] = []
+
+        def work(next_pack: Callable[[], Stored | None]) -> None:
+            while (stored := next_pack()) is not None:
+                if pack := self._footer(stored):
+                    found.append(pack)
+
+        spread(fresh, work, min(len(fresh), _READERS))
+        for pack in sorted(found, key=lambda p: p.id):
+            self._packs.add(pack)
+            sizes = tuple(stretch.size for stretch in stretches(pack))
+            self._listed.append(_Listed(pack.key, len(self._packs.packs) - 1, sizes))
+            self._chunks += len(pack.lengths)
+            if pack.domain not in self._domains:
+                problem = "is missing, and packs of this dedup domain are there"
+                self._note(parameters.DOMAINS + pack.domain, problem)
+
+    def _footer(self, stored: Stored) -> Pack | None:
         try:
-            if self._objects.get_range(pack.key, 0, len(HEADER)) != HEADER:
-                self._note(pack.key, "does not start as a pack does")
+            return load(self._objects, stored.key, stored.size)
         except NotFound:
-            self._packs.forget([pack.key])
+            return None  # deleted meanwhile
+        except (StoreDamaged, InvalidInput) as error:
+            problem = error.message
         except OSError as error:
-            self._note(pack.key, rotten(error).message)
-        if pack.domain not in self._domains:
-            self._note(
-                parameters.DOMAINS + pack.domain,
-                "is missing, and packs of this dedup domain are there",
-            )
+            problem = rotten(error).message
+        self._note(stored.key, problem.removeprefix(f"{stored.key} "))
+        self._unreadable.add(stored.key)
+        return None
 
     # Data
 
@@ -318,11 +321,21 @@ class Checker:
         pack = part.pack
         try:
             stretch = next(islice(stretches(pack_of(self._packs, pack.number)), part.number, None))
-            good = self._stretch(stretch)
+            good = self._stretch(stretch) and (part.number > 0 or self._header(pack.key))
         except NotFound:  # pruned meanwhile: what it held is elsewhere, or missed below
             self._packs.forget([pack.key])
             return
         self._memory.note(pack.id, part.number, len(pack.parts), now if good else 0)
+
+    def _header(self, key: str) -> bool:
+        try:
+            if self._objects.get_range(key, 0, len(HEADER)) == HEADER:
+                return True
+            problem = "does not start as a pack does"
+        except OSError as error:
+            problem = rotten(error).message
+        self._note(key, problem)
+        return False
 
     def _stretch(self, stretch: Stretch) -> bool:
         """Whether all of its frames are right; those that are not are noted."""
