@@ -274,10 +274,8 @@ def _text(body: str) -> str:
 _LONG = 1_000_000  # characters
 DISKS: dict[str, Callable[[], Made | _Bytes]] = {
     "ext4 trees": ext4_trees,
-    "ext4 trees, small blocks": lambda: ext4_trees(1024 << 2),
     "ext4 maps": ext4_maps,
     "xfs inodes": xfs_inodes,
-    "xfs inodes, small blocks": lambda: xfs_inodes(4096),
     "xfs trees": xfs_trees,
     "xfs groups": xfs_groups,
     "ntfs runs": ntfs,
