@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from calotype.config import Settings
 from calotype.disk.durable import fsync_directory
 from calotype.engine.context import Context
 from calotype.engine.partial import Partial
@@ -139,7 +138,7 @@ def _is_lazy(context: Context, index: str) -> bool:
 
     if not isinstance(context.objects, DirectoryStore):
         return True
-    limit: int = Settings.load(context.home.config).values["vm.lazy_above"]
+    limit: int = context.settings.values["vm.lazy_above"]
     return context.repository.holds_more(index, limit)
 
 

@@ -42,7 +42,7 @@ WHOLE, PROFILE, STALLED = "whole", "profile", "stalled"
 _PATIENCE = 60.0  # seconds that a read waits for a store that does not answer
 _QUIET = 3.0  # seconds without a guest that waits, until the rest is fetched
 _GAP = 0.2  # the same between two batches
-_SAVE = 5.0  # seconds between two maps
+_SAVE = 2.0  # seconds between two maps
 _TICK = 0.2
 _AHEAD = 1 << 20  # bytes of a profile that a thread takes at once
 _READERS = 4  # threads that follow a profile: a remote store answers late, but many at once
@@ -85,6 +85,7 @@ class Filler:
         self._started = self._demand = self._fresh = time.monotonic()
         self._stop = threading.Event()
         self._early = 0
+        self._followed = False
 
     @property
     def size(self) -> int:
@@ -169,6 +170,9 @@ class Filler:
             for at in range(extent.offset, extent.end, _AHEAD)
         )
         spread(pieces, work, _READERS)
+        self._base.save()
+        self._followed = True
+        self._tell()
 
     def _hydrate(self) -> None:
         """Fetch all that is left, while no guest waits."""
@@ -206,6 +210,7 @@ class Filler:
             "fetched": self._base.fetched,  # both after decompression
             "fetched_before_hydration": self._early or self._base.fetched,
             "profile": sum(extent.length for extent in self._known),
+            "followed": self._followed,
             "whole": self._base.whole,
             "seconds": round(time.monotonic() - self._started, 3),
         }
@@ -240,6 +245,6 @@ def ended() -> bool:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    new = path.with_name(f"{path.name}.new")
+    new = path.with_name(f"{path.name}.{threading.get_native_id()}")
     new.write_bytes(data)
     new.rename(path)

@@ -215,13 +215,14 @@ class Keeper:
 
 def keep(home: Home, index: str, held: int, listener: int, build: "Callable[[], Context]") -> None:
     """Look after a base; ``held`` is the lock that says so, which falls with this process."""
+    signal.signal(signal.SIGTERM, _terminate)
     os.ftruncate(held, 0)
     os.pwrite(held, str(os.getpid()).encode(), 0)
-    signal.signal(signal.SIGTERM, _terminate)
     keeper = Keeper(home, index, listener, build)
     with suppress(KeyboardInterrupt):
         keeper.run()
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
     raise KeyboardInterrupt

@@ -30,6 +30,7 @@ from calotype.run import Limits, spawn, which
 
 _POLL = 0.05
 _BACKLOG = 512
+_ENDING = 30.0  # seconds until a server that does not end is killed
 _LOCK = struct.Struct("hhqqi4x")  # struct flock
 
 
@@ -110,16 +111,19 @@ class Partial:
 
     def stop(self) -> None:
         """End the server; what it has fetched stays."""
+        deadline = time.monotonic() + _ENDING
+        while self.alive():  # one that has just been started may not know its number yet
+            self._signal(signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL)
+            time.sleep(_POLL)
+
+    def _signal(self, number: signal.Signals) -> None:
         with suppress(OSError, ValueError):
             pidfd = os.pidfd_open(int((self.root / "server").read_text(encoding="ascii")))
             try:
                 if self.alive():  # so that the number is still the server's
-                    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                    signal.pidfd_send_signal(pidfd, number)
             finally:
                 os.close(pidfd)
-        deadline = time.monotonic() + 30.0
-        while self.alive() and time.monotonic() < deadline:
-            time.sleep(_POLL)
 
     def remove(self) -> None:
         """End the server, and remove all that it has fetched."""

@@ -1,0 +1,140 @@
+"""Guests that start before their base is whole: one fetch for all, and a hand-over that none of them notices."""
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from calotype.config import Home
+from calotype.engine.partial import Partial
+from calotype.machine.layout import Layout
+from calotype.machine.qmp import Qmp
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.fixture
+def lazy(cli, monkeypatch):
+    """The installation, in which no base is too small for a server."""
+    monkeypatch.setitem(cli.env, "CALOTYPE_LAZY_ABOVE", "0")
+    yield cli
+    cli.delete_vms()
+    for partial in Partial.all(Home(Path(cli.home))):
+        partial.remove()
+
+
+@pytest.fixture
+def index(lazy, tiny):
+    """The Index of a fresh image of the tiny guest: no base, no boot profile."""
+    lazy.run("image", "create", "tiny", "--source", tiny, "--os-state", "Generalized")
+    yield lazy("image", "show", "tiny")["os_disk"]["index"]
+    lazy.delete_vms()
+    lazy.run("image", "delete", "tiny")
+
+
+@pytest.fixture
+def partial(lazy, index):
+    return Partial.of(Home(Path(lazy.home)), index)
+
+
+def create(lazy, name, *options):
+    made = lazy("vm", "create", name, "--image", "tiny", "--memory", "128M", *options)
+    return Path(lazy.home) / "vms" / made["id"]
+
+
+def wait(condition, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)  # processes of other sessions have no event that we could await
+
+
+def nodes(directory):
+    with Qmp.open(Layout(directory).query) as qmp:
+        found = qmp.execute("query-named-block-nodes", {"flat": True})
+    return {node["drv"] for node in found}
+
+
+def pid(partial):
+    return int((partial.root / "server").read_text())
+
+
+def test_a_guest_boots_is_handed_over_and_writes_on(lazy, index, partial):
+    directory = create(lazy, "cold")
+    assert "nbd" in nodes(directory)
+    lazy.run("vm", "wait", "cold", "--for", "agent")
+    writer = (
+        "(i=0; while [ $i -lt 400 ]; do echo $i >> /root/lines; sync; i=$((i+1)); done;"
+        " touch /root/done) > /dev/null 2>&1 &"
+    )
+    lazy.guest("cold", writer)
+    (partial.root / "hurry").touch()
+    wait(lambda: not partial.exists())
+    assert "nbd" not in nodes(directory)
+    base = Path(lazy.home) / "bases" / f"{index}.raw"
+    assert base.stat().st_nlink == 2
+    assert not list(directory.glob("base/*.nbd"))
+    lazy.guest("cold", "while [ ! -e /root/done ]; do sleep 1; done")
+    assert lazy.guest("cold", "wc -l < /root/lines; tail -n 1 /root/lines") == "400\n399"
+    lazy.run("vm", "stop", "cold")
+    lazy.run("vm", "start", "cold")
+    lazy.run("vm", "wait", "cold", "--for", "agent")
+    assert lazy.guest("cold", "wc -l < /root/lines") == "400"
+
+
+def test_a_guest_lives_on_when_its_servers_are_killed(lazy, index, partial):
+    directory = create(lazy, "cold")
+    os.kill(pid(partial), signal.SIGKILL)
+    wait(lambda: not partial.alive())
+    create(lazy, "second")  # any command that starts a VM starts the server
+    wait(partial.alive)
+    lazy.run("vm", "wait", "cold", "--for", "agent")
+    lazy.run("vm", "wait", "second", "--for", "agent")
+    os.kill(pid(partial), signal.SIGKILL)
+    wait(lambda: not partial.alive())
+    lazy.run("vm", "start", "cold")  # it runs: its server is what starts
+    assert lazy.guest("cold", "cat /bin/* /sbin/* > /dev/null 2>&1; echo read") == "read"
+    (partial.root / "hurry").touch()
+    wait(lambda: not partial.exists())
+    assert "nbd" not in nodes(directory)
+    assert lazy.guest("second", "echo on") == "on"
+
+
+def test_a_guest_on_a_partial_base_is_captured_stopped_and_started(lazy, index, partial):
+    directory = create(lazy, "cold")
+    lazy.run("vm", "wait", "cold", "--for", "agent")
+    lazy.guest("cold", "echo kept > /root/kept; sync")
+    done = lazy("vm", "capture", "cold", "--image", "running")
+    assert done["capture"]["consistency"] == "filesystem"
+    assert partial.exists()
+    lazy.run("vm", "stop", "cold")
+    lazy.run("vm", "capture", "cold", "--image", "stopped", "--generalize")
+    lazy.run("vm", "start", "cold")
+    lazy.run("vm", "wait", "cold", "--for", "agent")
+    assert lazy.guest("cold", "cat /root/kept") == "kept"
+    assert directory.exists()
+    lazy.run("vm", "delete", "cold")
+    wait(lambda: not partial.alive())
+    assert lazy("store", "check")["ok"]
+    lazy.run("vm", "create", "copy", "--image", "running", "--memory", "128M")
+    lazy.run("vm", "wait", "copy", "--for", "agent")
+    assert lazy.guest("copy", "cat /root/kept") == "kept"
+    lazy.run("vm", "delete", "copy")
+    for name in ("running", "stopped"):
+        lazy.run("image", "delete", name)
+
+
+def test_guests_at_once_are_served_by_one(lazy, index, partial):
+    with ThreadPoolExecutor(4) as pool:
+        directories = list(pool.map(lambda n: create(lazy, f"clone{n}"), range(4)))
+    assert partial.alive()
+    for number in range(4):
+        lazy.run("vm", "wait", f"clone{number}", "--for", "agent")
+    (partial.root / "hurry").touch()
+    wait(lambda: not partial.exists())
+    assert all("nbd" not in nodes(directory) for directory in directories)
+    base = Path(lazy.home) / "bases" / f"{index}.raw"
+    assert base.stat().st_nlink == 5
