@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from calotype.errors import NotFound, StoreDamaged
 from calotype.progress import SILENT, Progress
-from calotype.store import parameters
+from calotype.store import parameters, profile
 from calotype.store.digest import as_rows
 from calotype.store.index import Root
 from calotype.store.intake import Intake
@@ -77,20 +77,26 @@ def _run(
     moving: dict[str, dict[str, Root]] = {}
     there = set(target.indexes())
     for index in source.indexes() if indexes is None else dict.fromkeys(indexes):
+        if index in there:  # ids are the same only where chunks have the same names
+            report.indexes[index] = index
+            report.present += 1
+            continue
         try:
             root = source.root(index)
             if not _alike(source, target, root.domain):
                 _ingest(source, target, index, root.domain, report=report, progress=progress)
-            elif index in there:
-                report.indexes[index] = index
-                report.present += 1
             else:
                 moving.setdefault(root.domain, {})[index] = root
         except StoreDamaged as error:
             report.failed[index] = error.message
     for name, roots in moving.items():
         _Copy(source, target, name, report, progress).run(roots)
-    for index, copied in report.indexes.items():
+    profiles = {stored.key for stored in target.objects.list(profile.PREFIX)}
+    for stored in source.objects.list(profile.PREFIX):
+        index = stored.key.removeprefix(profile.PREFIX)
+        copied = report.indexes.get(index)
+        if copied is None or profile.PREFIX + copied in profiles:
+            continue
         if extents := source.boot_profile(index):
             target.keep_boot_profile(copied, extents)
 
