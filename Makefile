@@ -9,7 +9,7 @@ DEBIAN := 'from calotype.config import Home; from calotype.recipe import build; 
 unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
-.PHONY: help setup servers demo test test-unit test-vm lint bench faults clean
+.PHONY: help setup servers demo test test-unit test-vm lint bench faults fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -43,6 +43,10 @@ bench: setup ## Measure against qemu-img and restic
 
 faults: servers ## The campaign of object-store faults: half an hour, and docs/reports/faults.*
 	@$(PYTHON) -m tests.campaigns.faults
+
+fuzz: setup ## Fuzz the readers of file systems for an hour each (at once), with what broke them in /tmp/calotype-fuzz
+	@"$$(command -v uv || echo .tools/uv/bin/uv)" pip install --quiet --python $(PYTHON) --group fuzz
+	@$(PYTHON) -m tests.fuzz.campaign --seconds 3600
 
 clean: ## Remove what set-up and tests made (not Debian packages, not the cache of recipes)
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -11,6 +11,8 @@ PACKAGES=(
 	qemu-system-x86 qemu-utils ovmf fuse3 e2fsprogs zerofree gdisk openssh-client
 	# the sandbox
 	bubblewrap util-linux uidmap
+	# tests: file systems to read
+	xfsprogs ntfs-3g
 	# tests: kill -9 at every durable step
 	strace
 	# recipes: images from Debian packages
