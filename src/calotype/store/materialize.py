@@ -3,22 +3,32 @@
 import contextlib
 import fcntl
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 from calotype.disk.durable import fsync_directory
 from calotype.store.reader import IndexDisk
 from calotype.store.workers import spread
 
 _MOST = 4 << 20  # bytes written at once
+_FLUSH = 32 << 20  # bytes that may wait in memory before the device is given them
 
 
-def materialize(disk: IndexDisk, path: Path, name: str, report: Callable[[int], None]) -> None:
+def materialize(
+    disk: IndexDisk,
+    path: Path,
+    name: str,
+    report: Callable[[int], None],
+    *,
+    threads: int | None = None,
+) -> None:
     """Write the disk to ``path`` (mode 0600): to a temporary file first, fsynced, then renamed.
 
-    ``name`` is the Index's id; ``report`` gets bytes of the regions that are
-    not all zero. A temporary file that a killed process left is taken over. When another
-    process is writing the same file, this waits for it and then has nothing to do.
+    ``name`` is the Index's id; ``report`` gets bytes of the regions that are not all zero; ``threads`` is how
+    many write, else as many as there are cores. A temporary file that a killed process left is taken over.
+    When another process is writing the same file, this waits for it and then has nothing to do.
     """
     part = path.with_name(f".{path.name}.{name[:16]}.part")
     fd = _locked(part, path)
@@ -27,7 +37,13 @@ def materialize(disk: IndexDisk, path: Path, name: str, report: Callable[[int], 
     try:
         os.ftruncate(fd, 0)
         os.ftruncate(fd, disk.size)
-        spread(disk.regions, lambda next_region: _write_regions(next_region, fd, disk, report))
+        with _Flusher(fd) as flusher:
+
+            def write(next_region: Callable[[], int | None]) -> None:
+                while (region := next_region()) is not None:
+                    _write_region(region, fd, disk, report, flusher)
+
+            spread(disk.regions, write, threads)
         os.fsync(fd)
         os.rename(part, path)
         fsync_directory(path.parent)
@@ -54,20 +70,66 @@ def _locked(part: Path, path: Path) -> int | None:
                 return None
 
 
-def _write_regions(
-    next_region: Callable[[], int | None],
+def _write_region(
+    region: int,
     fd: int,
     disk: IndexDisk,
     report: Callable[[int], None],
+    flusher: "_Flusher",
 ) -> None:
-    while (region := next_region()) is not None:
-        done, end = disk.span(region)
-        for offset, views in _contiguous(disk.region(region)):
-            _pwrite(fd, offset, views)
-            written = offset + sum(len(v) for v in views)
-            report(written - done)
-            done = written
-        report(end - done)
+    done, end = disk.span(region)
+    for offset, views in _contiguous(disk.region(region)):
+        _pwrite(fd, offset, views)
+        length = sum(len(v) for v in views)
+        flusher.wrote(length)
+        report(offset + length - done)
+        done = offset + length
+    report(end - done)
+
+
+class _Flusher:
+    """Has a file written to the device while others still fill it, so that little is left at the end."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._changed = threading.Condition()
+        self._waiting = 0  # bytes
+        self._ended = False
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="calotype-flush", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        self._thread.join()
+        # The kernel tells a lost write once: a later fsync would not know of it.
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def wrote(self, length: int) -> None:
+        """So many more bytes were written to the file."""
+        with self._changed:
+            self._waiting += length
+            if self._waiting >= _FLUSH:
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._waiting >= _FLUSH)
+                if self._ended:
+                    return
+                self._waiting = 0
+            try:
+                os.fdatasync(self._fd)
+            except OSError as error:
+                self._error = error
+                return
 
 
 def _contiguous(

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,12 +18,13 @@ from calotype.errors import InvalidInput, NotFound, StoreDamaged
 from calotype.store.codec import decode
 from calotype.store.digest import Bytes32, Domain, Ints, as_rows
 from calotype.store.index import Leaf, Root
+from calotype.store.lookup import LOW, SHIFT
 from calotype.store.objects import ReadableStore, read_again
 from calotype.store.pack import Kind, Pack
 from calotype.store.packset import PackSet
 
 _CACHE = 32 << 20  # raw bytes of frames that are kept
-_LEAVES = 64  # parsed leaves that a disk keeps
+_ROWS = 1 << 18  # of parsed leaves that a disk keeps; about 100 bytes each
 _NEAR = 64 << 10  # frames closer than this are read together
 _TOGETHER = 8 << 20  # stored bytes read at once
 _TRIES = 10  # lookups for bytes whose pack vanishes each time before they are read
@@ -174,6 +176,7 @@ class LeafReader:
         self._frames = FrameReader(objects, packs, domain, cache=0)
         self._lock = threading.Lock()
         self._cache: OrderedDict[int, Placed] = OrderedDict()
+        self._cached = 0  # rows
 
     def leaf(self, region: int) -> Leaf | None:
         """The leaf of a region; None when it is all zero.
@@ -224,9 +227,12 @@ class LeafReader:
         """Look up where the rows of a region's leaf are now."""
         placed = self._place(region, leaf)
         with self._lock:
+            if (old := self._cache.pop(region, None)) is not None:
+                self._cached -= len(old.pack)
             self._cache[region] = placed
-            while len(self._cache) > _LEAVES:
-                self._cache.popitem(last=False)
+            self._cached += len(placed.pack)
+            while self._cached > _ROWS and len(self._cache) > 1:
+                self._cached -= len(self._cache.popitem(last=False)[1].pack)
         return placed
 
     def find(self, leaf: Leaf) -> Ints:
@@ -359,8 +365,12 @@ class IndexDisk:
         low = int(np.searchsorted(leaf.end, start, side="right"))
         high = int(np.searchsorted(leaf.offset, end, side="left"))
         for some in _batches(placed, low, high):
-            placed, keys, frames = self._frames_of(region, placed, some)
-            columns = (leaf.offset[some], leaf.end[some], placed.start[some])
+            placed, frames = self._frames_of(region, placed, some)
+            runs = _runs_of(placed, some)
+            keys = zip(
+                placed.pack[runs.first].tolist(), placed.frame[runs.first].tolist(), strict=True
+            )
+            columns = (runs.offset, runs.end, runs.start)
             for key, first, last, at in zip(keys, *(c.tolist() for c in columns), strict=True):
                 low_cut, high_cut = max(first, start), min(last, end)
                 data = memoryview(frames[key])
@@ -368,18 +378,40 @@ class IndexDisk:
 
     def _frames_of(
         self, region: int, placed: Placed, some: slice
-    ) -> tuple[Placed, list[FrameKey], dict[FrameKey, bytes]]:
+    ) -> tuple[Placed, dict[FrameKey, bytes]]:
         """The frames of these rows, looked up again when prune moved them meanwhile."""
         for _ in range(_TRIES):
-            keys = list(zip(placed.pack[some].tolist(), placed.frame[some].tolist(), strict=True))
+            wanted = np.unique((placed.pack[some] << SHIFT) | placed.frame[some])
+            keys = list(zip((wanted >> SHIFT).tolist(), (wanted & LOW).tolist(), strict=True))
             try:
-                return placed, keys, self._frames.frames(keys)
+                return placed, self._frames.frames(keys)
             except NotFound:
                 placed = self._leaves.place_again(region, placed.leaf)
         raise _vanishing(f"region {region}")
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+class _RowRuns(NamedTuple):
+    """Rows that follow each other both on the disk and in their frame, as one."""
+
+    first: Ints  # the number of the first row
+    offset: Ints  # in the region
+    end: Ints
+    start: Ints  # in the raw frame
+
+
+def _runs_of(placed: Placed, some: slice) -> _RowRuns:
+    leaf = placed.leaf
+    offset, end, start = leaf.offset[some], leaf.end[some], placed.start[some]
+    frame, pack = placed.frame[some], placed.pack[some]
+    apart = (offset[1:] != end[:-1]) | (start[1:] - start[:-1] != end[:-1] - offset[:-1])
+    apart |= (frame[1:] != frame[:-1]) | (pack[1:] != pack[:-1])
+    cuts = np.flatnonzero(apart) + 1
+    heads = np.concatenate([[0], cuts])
+    tails = np.concatenate([cuts - 1, [len(offset) - 1]])
+    return _RowRuns(heads + some.start, offset[heads], end[tails], start[heads])
 
 
 _FRAMES_AT_ONCE = 64
