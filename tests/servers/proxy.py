@@ -11,7 +11,7 @@ import socketserver
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Self
 
@@ -171,27 +171,15 @@ class _Handler(socketserver.StreamRequestHandler):
         if kind is Kind.REFUSED:
             self._reset()
         answer = _forward(request, upstream)
-        if kind is Kind.BROKEN:
-            answer = _error(500, "InternalError")
-        elif kind is Kind.ABSENT:
-            answer = _error(404, "NoSuchKey")
-        elif kind is Kind.LOST:
-            raise _Gone
-        elif kind is Kind.LOST_RESET:
-            self._reset()
-        elif kind is Kind.CUT:
+        if kind is Kind.CUT:
             self._answer(request, answer, part=len(answer.body) // 2)
+        if kind in {Kind.CUT, Kind.LOST_RESET}:
             self._reset()
-        elif kind is Kind.STALLED:
-            self.server.proxy.ended.wait(self.server.proxy.stall)
+        if kind in {Kind.STALLED, Kind.SLOW}:
+            self.server.proxy.ended.wait(self.server.proxy.stall if kind is Kind.STALLED else 0.1)
+        if kind in {Kind.LOST, Kind.STALLED}:
             raise _Gone
-        elif kind is Kind.SLOW:
-            self.server.proxy.ended.wait(0.1)
-        elif kind is not None and answer.status < 300:
-            answer = Answer(
-                answer.status, answer.reason, answer.headers, _changed(kind, answer.body)
-            )
-        self._answer(request, answer)
+        self._answer(request, _altered(kind, answer))
 
     def _answer(self, request: Request, answer: Answer, part: int | None = None) -> None:
         head = [f"HTTP/1.1 {answer.status} {answer.reason}"]
@@ -229,6 +217,16 @@ def _error(status: int, code: str) -> Answer:
     return Answer(
         status, http.client.responses[status], [("Content-Type", "application/xml")], body
     )
+
+
+def _altered(kind: Kind | None, answer: Answer) -> Answer:
+    if kind is Kind.BROKEN:
+        return _error(500, "InternalError")
+    if kind is Kind.ABSENT:
+        return _error(404, "NoSuchKey")
+    if kind is None or answer.status >= 300:
+        return answer
+    return replace(answer, body=_changed(kind, answer.body))
 
 
 _LISTED = re.compile(rb"<Contents>.*?</Contents>|<Blob>.*?</Blob>", re.DOTALL)

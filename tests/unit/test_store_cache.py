@@ -1,6 +1,7 @@
 """The cache of packs: what it keeps, what it serves, what it forgets, and who waits for whom."""
 
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -9,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calotype.disk.base import Extent
 from calotype.errors import NotFound, StoreDamaged
 from calotype.store import DirectoryStore, MemoryStore
 from calotype.store.cache import CacheStore, uncached
+from calotype.store.repository import Repository
 
 BLOCK = 4096
 TAIL = 40
@@ -320,3 +323,79 @@ def test_every_range_is_what_the_store_has(tmp_path_factory, size, reads):
     assert cache.get("packs/a") == data
     fetched = [n for o, w in inner.ranges for n in range(o, o + w)]
     assert len(fetched) == len(set(fetched))
+
+
+class Flipping(MemoryStore):
+    """The first so many reads of ranges arrive with one bit changed."""
+
+    flips = 0
+
+    def get_range(self, key, offset, length):
+        data = super().get_range(key, offset, length)
+        if self.flips and length:
+            self.flips -= 1
+            return bytes([data[0] ^ 1]) + data[1:]
+        return data
+
+
+def whole(repository, index):
+    disk = repository.open(index)
+    buffer = bytearray(disk.size)
+    disk.read_into(0, memoryview(buffer))
+    return bytes(buffer)
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A store with one image, the cache before it, and the image."""
+    inner = Flipping()
+    data = random.Random(1).randbytes(3 << 20)
+    index = Repository.create(inner).ingest(BytesDisk(data)).index
+    return inner, CacheStore(inner, tmp_path / "cache", 1 << 26), index, data
+
+
+class BytesDisk:
+    def __init__(self, data):
+        self.data = data
+        self.size = len(data)
+
+    def extents(self):
+        yield Extent(0, self.size, zero=False)
+
+    def read_into(self, offset, buffer):
+        buffer[:] = self.data[offset : offset + len(buffer)]
+
+    def close(self):
+        pass
+
+
+def test_what_was_damaged_on_its_way_is_neither_served_nor_kept(kept):
+    inner, cache, index, data = kept
+    repository = Repository(cache)
+    repository.stats([index])  # all footers and leaves are known
+    inner.flips = 1
+    assert whole(repository, index) == data
+    assert inner.flips == 0
+    assert whole(Repository(cache), index) == data
+
+
+def test_a_check_sees_the_store_and_not_the_cache(kept):
+    inner, cache, index, data = kept
+    assert whole(Repository(cache), index) == data
+    key = max(inner.list("packs/"), key=lambda s: s.size).key
+    rotten = bytearray(inner.get(key))
+    rotten[1000] ^= 1
+    inner.put(key, rotten)
+    assert not Repository(cache).check().ok
+    assert whole(Repository(cache), index) == data  # what is kept is still right
+
+
+def test_an_image_repaired_in_the_store_is_whole_for_those_who_kept_the_damage(kept):
+    inner, cache, index, data = kept
+    key = max(inner.list("packs/"), key=lambda s: s.size).key
+    right = inner.get(key)
+    inner.put(key, right[:1000] + bytes([right[1000] ^ 1]) + right[1001:])
+    with pytest.raises(StoreDamaged):
+        whole(Repository(cache), index)
+    inner.put(key, right)
+    assert whole(Repository(cache), index) == data
