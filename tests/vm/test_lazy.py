@@ -1,4 +1,4 @@
-"""Guests that start before their base is whole: one fetch for all, and a hand-over that none of them notices."""
+"""Guests that start before their base is whole: one fetch for all, a hand-over that none of them notices."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def lazy(cli, monkeypatch):
 def index(lazy, tiny):
     """The Index of a fresh image of the tiny guest: no base, no boot profile."""
     lazy.run("image", "create", "tiny", "--source", tiny, "--os-state", "Generalized")
-    yield lazy("image", "show", "tiny")["os_disk"]["index"]
+    yield lazy("image", "show", "tiny")["osDisk"]["index"]
     lazy.delete_vms()
     lazy.run("image", "delete", "tiny")
 

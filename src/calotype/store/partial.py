@@ -84,6 +84,7 @@ class PartialBase:
         self._busy: set[tuple[int, int]] = set()  # region and frame that a thread fetches
         self._loading: set[int] = set()
         self._unsaved = False
+        self._saving = threading.Lock()
         self.fetched = 0  # raw bytes of frames
         self._claims = _read_map(directory / "map", root)
         self._fd = os.open(
@@ -161,6 +162,10 @@ class PartialBase:
 
     def save(self) -> None:
         """Sync what is in the file, then write the map that says so."""
+        with self._saving:
+            self._save()
+
+    def _save(self) -> None:
         with self._changed:
             if not self._unsaved:
                 return
