@@ -1,6 +1,7 @@
 """The repository: disks in, Indexes out, and back."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -37,11 +38,12 @@ from calotype.store.roots import Roots, key_of
 from calotype.store.source import Source, block_runs, data_runs
 from calotype.store.stats import Counter, StoreStats
 from calotype.store.verified import Verified
-from calotype.store.workers import spread
+from calotype.store.workers import MOST, spread
 
 log = logging.getLogger("calotype.store")
 
 _TRIES = 3  # of an ingest whose lease runs out
+_FAR = 4  # threads that read from a store on a server, however few cores there are
 _PARTIAL_CACHE = 8 << 20  # bytes of frames; what a partial base fetched is in its file
 
 LeafMaker = Callable[[int], Leaf | None]  # region number -> its leaf
@@ -74,6 +76,8 @@ class Repository:
         self._objects = objects = uncached(objects)
         self._config = parameters.read(objects)
         far = not isinstance(objects, DirectoryStore)
+        # Who reads from afar waits more than it works.
+        self._threads = max(_FAR, min(os.cpu_count() or 1, MOST)) if far else None
         self._packs = PackSet(objects, lookup, keep_footers=far)
         self._ledger = ledger
         self._roots = Roots(objects, ledger, self._config.id)
@@ -292,7 +296,7 @@ class Repository:
         disk = IndexDisk(root, self._leaf_reader(root), self._frames(root.domain))
         total = sum(end - start for start, end in map(disk.span, disk.regions))
         with progress.phase("Write", total) as report, _serial(report) as counted:
-            materialize(disk, path, index, counted)
+            materialize(disk, path, index, counted, threads=self._threads)
 
     def size(self, index: str) -> int:
         """The size of an Index's disk in bytes.
