@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from calotype.errors import InvalidInput
+from calotype.errors import InvalidInput, StoreUnavailable
 from calotype.store import DirectoryStore, MemoryStore
 from calotype.store.azure import connect as azure_connect
 from calotype.store.location import endpoint, open_store, parse
@@ -128,6 +128,16 @@ def test_credentials_come_from_the_environment_then_the_file(environment, tmp_pa
     assert find_credentials() == Credentials("C", "V")
     (tmp_path / "credentials").write_text("no sections")
     assert find_credentials() == Credentials("C", "V")
+
+
+def test_a_server_that_is_not_there_is_named_soon(environment):
+    environment.setenv("AWS_ACCESS_KEY_ID", "A")
+    environment.setenv("AWS_SECRET_ACCESS_KEY", "S")
+    with pytest.raises(
+        StoreUnavailable, match="s3://bucket: the server cannot be reached"
+    ) as caught:
+        open_store("s3://bucket?endpoint=http://127.0.0.1:1")
+    assert caught.value.hint == "check the network and the server, then repeat the command"
 
 
 def test_an_endpoint_of_the_environment_is_held_to_the_same_rule(environment):

@@ -29,7 +29,7 @@ def connect(location: Location, timeouts: Timeouts, below: str = "") -> Connecti
         given = {}  # of another account
     default = f"https://{location.host}.blob.core.windows.net"
     wanted = location.options.get("endpoint") or given.get("BlobEndpoint") or default
-    config: "AzureConfig" = {
+    config: AzureConfig = {
         "account_name": location.host,
         "container_name": container,
         "endpoint": endpoint(location, wanted),
@@ -50,7 +50,13 @@ def connect(location: Location, timeouts: Timeouts, below: str = "") -> Connecti
             f"{location.name}: the account or its credentials cannot be used",
             hint="AZURE_STORAGE_ACCOUNT_KEY is the account's key in base64",
         ) from None
-    return Connection(location.name, once, parts, "AZURE_STORAGE_ACCOUNT_KEY and the like")
+    return Connection(
+        location.name,
+        once,
+        parts,
+        "AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN or AZURE_STORAGE_CONNECTION_STRING",
+        bool({"account_key", "sas_key"} & config.keys()),
+    )
 
 
 def _connection_string(text: str) -> Mapping[str, str]:

@@ -103,6 +103,7 @@ class Connection:
     requests: S3Store | AzureStore
     parts: S3Store | AzureStore  # the same place, with the parts of uploads tried more than once
     credentials: str  # where they come from, for a hint
+    found: bool  # else obstore asks the machine for a role
     uploads: Uploads | None = None  # None where the server itself drops the unfinished
 
     def __repr__(self) -> str:
@@ -266,9 +267,11 @@ class RemoteStore:
             )
         if isinstance(error, FileNotFoundError) and code not in _PASSING:
             return missing(key)
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        denied = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+        if denied or status in {"401", "403"}:
+            what = "these credentials" if self._at.found else "access, and no credentials are set"
             return InvalidInput(
-                f"{self._at.name}: the server refuses these credentials ({code or status or 403})",
+                f"{self._at.name}: the server refuses {what} ({code or status or 403})",
                 hint=f"credentials come from {self._at.credentials}",
             )
         if status == "416":
@@ -281,7 +284,9 @@ class RemoteStore:
         what = f"answered {said}" if status else _WORDS.get(_first(_KIND, text), "broke off")
         return StoreUnavailable(
             f"{self._at.name}: the server {what}",
-            hint="check the network and the server, then repeat the command",
+            hint="check the network and the server, then repeat the command"
+            if self._at.found
+            else f"no credentials are set; they come from {self._at.credentials}",
         )
 
     def _cut_short(self, key: str) -> StoreUnavailable:

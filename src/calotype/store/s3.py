@@ -62,7 +62,7 @@ def connect(location: Location, timeouts: Timeouts, below: str = "") -> Connecti
         or f"https://s3.{region}.amazonaws.com"
     )
     server = endpoint(location, wanted)
-    config: "S3Config" = {
+    config: S3Config = {
         "bucket": location.host,
         "region": region,
         "endpoint": server,
@@ -91,7 +91,14 @@ def connect(location: Location, timeouts: Timeouts, below: str = "") -> Connecti
     if credentials:
         prefix = f"{place}/" if place else ""
         uploads = AbandonedUploads(server, location.host, prefix, region, credentials, timeouts)
-    return Connection(location.name, once, parts, "AWS_ACCESS_KEY_ID and the like", uploads)
+    return Connection(
+        location.name,
+        once,
+        parts,
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the file ~/.aws/credentials",
+        credentials is not None,
+        uploads,
+    )
 
 
 def find_credentials() -> Credentials | None:
