@@ -240,8 +240,7 @@ def _cold_table(rows: list[Row]) -> list[str]:
     lines = [
         "## Cold: the base is only in an S3 store",
         "",
-        "| | runs, s | first serial byte, s | login, s | sent until login, MiB | guest read, MiB "
-        "| sent / read | on the file, s | memory, MiB |",
+        f"| | {' | '.join(_COLD)} |",
         "|---" * (len(_COLD) + 1) + "|",
     ]
     for row in rows:
@@ -263,8 +262,7 @@ def plot(rows: list[Row]) -> str:
     names = {"limit": "#888", "engine": "#0a6", "command": "#06c"}
     top = max(row[name]["median"] for row in rows for name in names) * 1.15
     parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" width="640" height="320" '
-        'font-family="sans-serif" font-size="12">',
+        _SVG,
         '<rect width="640" height="320" fill="white"/>',
         '<line x1="60" y1="280" x2="620" y2="280" stroke="black"/>',
         '<line x1="60" y1="20" x2="60" y2="280" stroke="black"/>',

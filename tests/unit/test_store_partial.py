@@ -107,6 +107,16 @@ def test_what_is_read_is_fetched_and_nothing_else(repository, index, disk, tmp_p
         assert base.whole
 
 
+def test_several_runs_at_once(repository, index, disk, tmp_path):
+    runs = [Extent(at * UNIT, 9000, zero=False) for at in (149, 0, 70, 63, 0, 20)]
+    with closing(repository.partial(index, tmp_path)) as base:
+        base.fetch_all(runs)
+        fetched = base.fetched
+        for run in runs:
+            assert same(base, disk, run.offset, min(run.length, SIZE - run.offset))
+        assert base.fetched == fetched
+
+
 def test_random_reads_by_many_threads_fetch_each_frame_once(
     repository, index, disk, store, tmp_path
 ):

@@ -29,6 +29,7 @@ from calotype.engine.context import Context
 from calotype.engine.partial import Partial
 from calotype.errors import CalotypeError, InvalidInput, NotFound, StoreDamaged
 from calotype.store import Repository, profile
+from calotype.store.cache import uncached
 from calotype.store.partial import PartialBase
 from calotype.store.workers import spread
 
@@ -44,7 +45,7 @@ _QUIET = 3.0  # seconds without a guest that waits, until the rest is fetched
 _GAP = 0.2  # the same between two batches
 _SAVE = 2.0  # seconds between two maps
 _TICK = 0.2
-_AHEAD = 1 << 20  # bytes of a profile that a thread takes at once
+_AHEAD = 2 << 20  # bytes of a profile that a thread takes at once
 _READERS = 4  # threads that follow a profile: a remote store answers late, but many at once
 _BOOTED = 15.0  # seconds without new reads after which a boot is over
 _LONGEST = 600.0  # seconds that a boot is recorded at most
@@ -64,7 +65,8 @@ def fill(context: Context, index: str, listener: socket.socket) -> None:
             pass
         return
     lookup = context.home.cache / "lookup"
-    repository = patiently(lambda: Repository(context.objects, lookup=lookup))
+    # What is fetched is kept in the base itself, and no more is fetched than what it needs.
+    repository = patiently(lambda: Repository(uncached(context.objects), lookup=lookup))
     base = patiently(lambda: repository.partial(index, partial.root))
     known = patiently(lambda: repository.boot_profile(index))
     filler = Filler(base, partial.root, known)
@@ -160,16 +162,11 @@ class Filler:
     def _follow(self) -> None:
         """Fetch what a boot will read, in its order."""
 
-        def work(next_run: Callable[[], Extent | None]) -> None:
-            while (run := next_run()) is not None:
-                self._base.fetch(run.offset, run.length)
+        def work(next_runs: Callable[[], list[Extent] | None]) -> None:
+            while (runs := next_runs()) is not None:
+                self._base.fetch_all(runs)
 
-        pieces = (
-            Extent(at, min(_AHEAD, extent.end - at), zero=False)
-            for extent in self._known
-            for at in range(extent.offset, extent.end, _AHEAD)
-        )
-        spread(pieces, work, _READERS)
+        spread(_batches(self._known), work, _READERS)
         self._base.save()
         self._followed = True
         self._tell()
@@ -215,6 +212,19 @@ class Filler:
             "seconds": round(time.monotonic() - self._started, 3),
         }
         _replace(self._directory / "stats.json", json.dumps(counts).encode())
+
+
+def _batches(runs: Sequence[Extent]) -> Iterator[list[Extent]]:
+    """Runs of a profile in their order, some at once."""
+    batch: list[Extent] = []
+    for run in runs:
+        for at in range(run.offset, run.end, _AHEAD):
+            batch.append(Extent(at, min(_AHEAD, run.end - at), zero=False))
+            if sum(piece.length for piece in batch) >= _AHEAD:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
 
 
 def patiently(work: Callable[[], T]) -> T:

@@ -196,10 +196,9 @@ class Keeper:
         seen = [Path(path) for path in code] + [self._home.store, self._home.config, self._base]
         seen += [*map(Path, _RESOLVE), *self._local_store()]
         read_only = [p for p in seen if p.exists() and not p.is_relative_to("/usr")]
-        read_write = [self._partial.root]
-        for name in ("objects", "lookup"):  # caches; what is in them is verified when it is read
-            read_write.append(self._home.cache / name)
-            read_write[-1].mkdir(mode=0o700, exist_ok=True)
+        lookup = self._home.cache / "lookup"  # what it says is verified when it is used
+        lookup.mkdir(mode=0o700, exist_ok=True)
+        read_write = [self._partial.root, lookup]
         return Sandbox(
             read_only={str(path): str(path) for path in sorted(read_only)},
             read_write={str(path): str(path) for path in read_write},

@@ -151,6 +151,21 @@ class PartialBase:
             if number not in self._complete:
                 self._fetch(number, first, last)
 
+    def fetch_all(self, runs: Sequence[Extent]) -> None:
+        """Bring several runs into the file, with few reads of the store where they lie near each other."""
+        regions: dict[int, list[tuple[int, int]]] = {}
+        for run in runs:
+            for number, first, last in self._split(run.offset, run.length):
+                regions.setdefault(number, []).append((first, last))
+        for number, spans in regions.items():
+            while number not in self._complete:
+                region = self._region(number)
+                missing = [self._missing(number, region, first, last) for first, last in spans]
+                keys = np.unique(np.concatenate(missing))
+                if not len(keys):
+                    break
+                self._bring(number, region, keys[:_BATCH])
+
     def fill(self, number: int, pause: Callable[[], None]) -> None:
         """Bring a whole region into the file; ``pause`` is called before each batch of frames."""
         while number not in self._complete:
