@@ -19,6 +19,7 @@ from calotype.store import DirectoryStore, MemoryStore, ObjectStore, Repository,
 from calotype.store.check import Checker, CheckReport
 from calotype.store.chunking import Chunking
 from calotype.store.copy import copy
+from calotype.store.index import Root, root_id
 from calotype.store.ledger import MemoryLedger
 from calotype.store.mend import mend_parameters
 from calotype.store.pack import Kind, load
@@ -433,6 +434,16 @@ def test_a_source_that_lies_is_not_believed(pair):
         for stretch in scan.stretches(pack):
             for number, stored in scan.read(broken, stretch):
                 assert scan.verified(pack, number, stored, Repository(objects).domain("default"))
+
+
+def test_an_index_that_was_never_right_is_not_called_repaired(pair):
+    objects, indexes = pair
+    forged = clone(objects)
+    leaf = Repository(objects).root(indexes[0]).leaves[0]
+    data = Root("default", MIB - 1, MIB, {0: leaf}).encode()
+    forged.put("indexes/" + root_id(data), data)
+    done = Repository(forged).repair(objects)
+    assert done.touched == Repository(forged).check().touched == (root_id(data),)
 
 
 def test_no_repair_while_a_prune_is_at_work():

@@ -95,6 +95,7 @@ class Repairer:
         self._restored: list[str] = []
         self._lost: list[Damage] = []
         self._keyless: dict[str, list[str]] = {}  # domains without their key: their Indexes
+        self._senseless: dict[str, str] = {}  # Indexes that were never right, and why
         self._chunks = self._read = 0
 
     def run(self, report: CheckReport) -> RepairReport:
@@ -110,8 +111,8 @@ class Repairer:
         for domain in domains.values():
             mine = [p for p in bad.values() if p is not None and p.domain == domain.name]
             self._domain(domain, roots.get(domain.name, {}), mine, missing)
-        for index, count in sorted(missing.count.items()):
-            problem = f"needs {count} chunks that are lost"
+        needs = {index: f"needs {n} chunks that are lost" for index, n in missing.count.items()}
+        for index, problem in sorted((self._senseless | needs).items()):
             self._lost.append(Damage(key=PREFIX + index, problem=problem, indexes=(index,)))
         replaced, aside = self._remove(bad, set(domains), missing)
         return RepairReport(
@@ -271,6 +272,9 @@ class Repairer:
     def _missing(self, domain: Domain, roots: Mapping[str, Root]) -> _Missing:
         missing = _Missing()
         for walked in Walk(self._objects, self._packs, domain, roots):
+            if walked.leaf is None and walked.whole:
+                self._senseless.update(dict.fromkeys(walked.indexes, walked.problem))
+                continue
             if walked.leaf is None:
                 missing.add(Kind.LEAF, [walked.digest], walked.indexes)
                 continue
@@ -278,6 +282,11 @@ class Repairer:
             places = self._packs.find(Kind.DATA, domain.name, digests)
             if (places < 0).any():
                 missing.add(Kind.DATA, _split(digests[places < 0]), walked.indexes)
+            there = places >= 0
+            for _number, pack, here, chunks in self._packs.by_pack(places[there]):
+                if (pack.lengths[chunks] != walked.leaf.sizes[there][here]).any():
+                    problem = "names chunks of other sizes"
+                    self._senseless.update(dict.fromkeys(walked.indexes, problem))
         return missing
 
     def _same(self, domain: Domain) -> bool:
