@@ -228,6 +228,16 @@ def test_what_was_verified_under_a_wrong_clock_is_verified_again(pair):
     assert max(t for times in memory._times.values() for t in times) <= time.time()
 
 
+def test_an_old_interrupted_check_begins_anew(pair):
+    objects, _ = pair
+    memory = Verified()
+    Repository(objects).check(memory=memory)
+    for begun in (time.time() - 8 * 86400, time.time() + 1000):
+        memory.begun = int(begun)
+        report = Repository(objects).check(memory=memory, resume=True)
+        assert report.bytes_read == report.bytes_total
+
+
 @pytest.mark.parametrize("how", [{"sample": 0}, {"sample": 1.5}, {"limit": 0}])
 def test_samples_and_limits_out_of_range_are_refused(pair, how):
     with pytest.raises(InvalidInput):

@@ -31,6 +31,7 @@ from calotype.store.workers import spread
 
 ASIDE = "damaged/"  # packs that repair has moved out of the way
 _SAVE_EVERY = 30  # seconds
+_STALE = 7 * 86400  # seconds after which an interrupted check is not continued
 _BATCH, _READERS = 32, 16  # footers that are read at once, and by how many threads
 _TRIES = 10  # walks through the Indexes while packs vanish
 
@@ -299,6 +300,8 @@ class Checker:
                 due.append((when if when <= now else 0, _Part(pack, number)))
         if self._whole:
             begun = memory.begun if self._resume else None
+            if begun is not None and not now - _STALE < begun <= now:
+                begun = None
             memory.begun = now if begun is None else begun
             return [part for when, part in due if begun is None or when < begun]
         due.sort(key=lambda d: d[0])

@@ -197,6 +197,7 @@ class Repository:
         chunking = self._config.chunking
         source = Source(disk, data_runs(disk))
         cutter = Cutter(source, chunking)
+        source.begin()
 
         def maker(worker: Worker) -> LeafMaker:
             ingest = RegionIngest(source, cutter, chunking, worker)
@@ -447,7 +448,7 @@ class Repository:
         Roots, leaves and the packs' footers are read each time; without ``read_data`` nothing else. Of the
         packs' frames, ``sample`` reads that share and ``limit`` those that can be read in so many seconds:
         the ones first that were verified longest ago according to ``memory``. With ``resume``, a full check
-        that was interrupted is continued. Damage is reported, never raised.
+        that was interrupted in the last week is continued. Damage is reported, never raised.
 
         Raises:
             InvalidInput: the sample or the limit is out of range.
