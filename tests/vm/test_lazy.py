@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -58,21 +59,45 @@ def nodes(directory):
     return {node["drv"] for node in found}
 
 
-def pid(partial):
-    return int((partial.root / "server").read_text())
+def keeper(partial):
+    """The number of the keeper's process, once it knows it."""
+    server = partial.root / "server"
+    wait(server.read_text)
+    return int(server.read_text())
+
+
+@contextmanager
+def not_yet(partial):
+    """Within the block nothing is handed over: the keeper stands still, the filler serves."""
+    wait((partial.root / "stats.json").exists)
+    number = keeper(partial)
+    os.kill(number, signal.SIGSTOP)
+    try:
+        yield number
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGCONT)
+
+
+def hand_over(partial):
+    """Have the base fetched, and wait until all is done."""
+    with suppress(FileNotFoundError):  # it was quicker
+        (partial.root / "hurry").touch()
+    wait(lambda: not partial.exists())
 
 
 def test_a_guest_boots_is_handed_over_and_writes_on(lazy, index, partial):
     directory = create(lazy, "cold")
     assert "nbd" in nodes(directory)
-    lazy.run("vm", "wait", "cold", "--for", "agent")
-    writer = (
-        "(i=0; while [ $i -lt 400 ]; do echo $i >> /root/lines; sync; i=$((i+1)); done;"
-        " touch /root/done) > /dev/null 2>&1 &"
-    )
-    lazy.guest("cold", writer)
-    (partial.root / "hurry").touch()
-    wait(lambda: not partial.exists())
+    with not_yet(partial):
+        lazy.run("vm", "wait", "cold", "--for", "agent")
+        writer = (
+            "(i=0; while [ $i -lt 400 ]; do echo $i >> /root/lines; sync; i=$((i+1)); done;"
+            " touch /root/done) > /dev/null 2>&1 &"
+        )
+        lazy.guest("cold", writer)
+        assert "nbd" in nodes(directory)
+    hand_over(partial)
     assert "nbd" not in nodes(directory)
     base = Path(lazy.home) / "bases" / f"{index}.raw"
     assert base.stat().st_nlink == 2
@@ -87,35 +112,35 @@ def test_a_guest_boots_is_handed_over_and_writes_on(lazy, index, partial):
 
 def test_a_guest_lives_on_when_its_servers_are_killed(lazy, index, partial):
     directory = create(lazy, "cold")
-    os.kill(pid(partial), signal.SIGKILL)
+    os.kill(keeper(partial), signal.SIGKILL)
     wait(lambda: not partial.alive())
     create(lazy, "second")  # any command that starts a VM starts the server
-    wait(partial.alive)
-    lazy.run("vm", "wait", "cold", "--for", "agent")
-    lazy.run("vm", "wait", "second", "--for", "agent")
-    os.kill(pid(partial), signal.SIGKILL)
-    wait(lambda: not partial.alive())
+    assert partial.alive()
+    with not_yet(partial) as number:
+        lazy.run("vm", "wait", "cold", "--for", "agent")
+        lazy.run("vm", "wait", "second", "--for", "agent")
+        os.kill(number, signal.SIGKILL)
+        wait(lambda: not partial.alive())
     lazy.run("vm", "start", "cold")  # it runs: its server is what starts
     assert lazy.guest("cold", "cat /bin/* /sbin/* > /dev/null 2>&1; echo read") == "read"
-    (partial.root / "hurry").touch()
-    wait(lambda: not partial.exists())
+    hand_over(partial)
     assert "nbd" not in nodes(directory)
     assert lazy.guest("second", "echo on") == "on"
 
 
 def test_a_guest_on_a_partial_base_is_captured_stopped_and_started(lazy, index, partial):
-    directory = create(lazy, "cold")
-    lazy.run("vm", "wait", "cold", "--for", "agent")
-    lazy.guest("cold", "echo kept > /root/kept; sync")
-    done = lazy("vm", "capture", "cold", "--image", "running")
-    assert done["capture"]["consistency"] == "filesystem"
-    assert partial.exists()
-    lazy.run("vm", "stop", "cold")
-    lazy.run("vm", "capture", "cold", "--image", "stopped", "--generalize")
-    lazy.run("vm", "start", "cold")
-    lazy.run("vm", "wait", "cold", "--for", "agent")
-    assert lazy.guest("cold", "cat /root/kept") == "kept"
-    assert directory.exists()
+    create(lazy, "cold")
+    with not_yet(partial):
+        lazy.run("vm", "wait", "cold", "--for", "agent")
+        lazy.guest("cold", "echo kept > /root/kept; sync")
+        done = lazy("vm", "capture", "cold", "--image", "running")
+        assert done["capture"]["consistency"] == "filesystem"
+        lazy.run("vm", "stop", "cold")
+        lazy.run("vm", "capture", "cold", "--image", "stopped", "--generalize")
+        assert partial.exists()
+        lazy.run("vm", "start", "cold")
+        lazy.run("vm", "wait", "cold", "--for", "agent")
+        assert lazy.guest("cold", "cat /root/kept") == "kept"
     lazy.run("vm", "delete", "cold")
     wait(lambda: not partial.alive())
     assert lazy("store", "check")["ok"]
@@ -133,8 +158,7 @@ def test_guests_at_once_are_served_by_one(lazy, index, partial):
     assert partial.alive()
     for number in range(4):
         lazy.run("vm", "wait", f"clone{number}", "--for", "agent")
-    (partial.root / "hurry").touch()
-    wait(lambda: not partial.exists())
+    hand_over(partial)
     assert all("nbd" not in nodes(directory) for directory in directories)
     base = Path(lazy.home) / "bases" / f"{index}.raw"
     assert base.stat().st_nlink == 5
