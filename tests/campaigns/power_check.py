@@ -141,6 +141,7 @@ class Observer:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._indexes: dict[str, str] = {}  # fingerprints
+        self._leftovers: set[str] = set()  # in the store
         self.problems: list[str] = []
 
     def observe(self) -> State:
@@ -179,6 +180,7 @@ class Observer:
 
     def _store(self) -> None:
         report = self._context.repository.check()
+        self._leftovers = set(report.leftovers)
         self.problems += [f"{damage.key}: {damage.problem}" for damage in report.damage]
         missing = self._context.catalog.indexes_in_use() - set(self._context.repository.indexes())
         self.problems += [f"indexes/{index}: missing" for index in sorted(missing)]
@@ -189,6 +191,22 @@ class Observer:
         for path in sorted(self._context.home.bases.glob("*.raw")):
             if path.stem in in_use and of_file(path) != self._index(path.stem):
                 self.problems.append(f"bases/{path.name}: differs from its Index")
+
+    def left_over(self) -> list[str]:
+        """What no operation holds and the catalogue does not know, or misses (of what was observed)."""
+        home, catalog = self._context.home, self._context.catalog
+        vms, disks = catalog.list_vms(), catalog.list_disks()
+        expected: dict[str, tuple[set[str], set[str]]] = {
+            "tmp": (set(), {path.name for path in home.tmp.glob("op-*")}),
+            "vms": ({vm.id for vm in vms}, {path.name for path in home.vms.iterdir()}),
+            "disks": ({disk.id for disk in disks}, {path.stem for path in home.disks.iterdir()}),
+            "store": (set(), self._leftovers),
+        }
+        return [
+            f"{place}/: {json.dumps(sorted(found ^ right))}"
+            for place, (right, found) in expected.items()
+            if found != right
+        ]
 
 
 def of_vm(directory: Path) -> str:
@@ -214,11 +232,6 @@ def judge(home: Path, ledger: Ledger) -> list[str]:
     return wrong + observer.problems
 
 
-def at_risk(problems: Iterable[str]) -> int:
-    """How many of these problems are about images that were acknowledged or named."""
-    return sum(problem.startswith("image/") for problem in problems)
-
-
 def converge(home: Path, ledger: Ledger, source: Path, fingerprint: str) -> list[str]:
     """Go on to work after a power cut: what was under way again, a fresh upload, nothing left over."""
     wrong = []
@@ -228,11 +241,11 @@ def converge(home: Path, ledger: Ledger, source: Path, fingerprint: str) -> list
         _repeat_uploads(context, ledger)
         request = ImageRequest(name="after", os_state=OsState.SPECIALIZED)
         import_image(context, request, Upload(location=str(source)), {})
-        state = Observer(context).observe()
-        if state["image/after"] != fingerprint:
+        observer = Observer(context)
+        if observer.observe()["image/after"] != fingerprint:
             wrong.append("image/after: an upload after the power cut is not whole")
         images.delete(context, "after")
-        wrong += _left_over(context)
+        wrong += observer.left_over()
         if not storage.check(context).ok:
             wrong.append("store check fails after going on")
     return wrong
@@ -244,19 +257,3 @@ def _repeat_uploads(context: Context, ledger: Ledger) -> None:
             request = ImageRequest(name=upload["name"], os_state=OsState.SPECIALIZED)
             data = {int(lun): Upload(location=path) for lun, path in upload["data"].items()}
             import_image(context, request, Upload(location=upload["source"]), data)
-
-
-def _left_over(context: Context) -> list[str]:
-    home, catalog = context.home, context.catalog
-    vms, disks = catalog.list_vms(), catalog.list_disks()
-    expected = {
-        "tmp": (set(), {path.name for path in home.tmp.glob("op-*")}),
-        "vms": ({vm.id for vm in vms}, {path.name for path in home.vms.iterdir()}),
-        "disks": ({disk.id for disk in disks}, {path.stem for path in home.disks.iterdir()}),
-        "store": (set(), set(context.repository.check(read_data=False).leftovers)),
-    }
-    return [
-        f"{place}/: {json.dumps(sorted(found ^ right))}"
-        for place, (right, found) in expected.items()
-        if found != right
-    ]

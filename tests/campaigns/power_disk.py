@@ -9,6 +9,7 @@ Needs root, loop devices and FUSE. This is a test's tool on data of its own; the
 
 import ctypes
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -75,11 +76,12 @@ def mount(device: str, target: Path, kind: FileSystem) -> None:
 
 
 def unmount(target: Path) -> None:
-    """Unmount; what was just closed may keep it busy for a moment."""
+    """Unmount; what was just closed, or forgotten open, may keep it busy for a moment."""
     for _ in range(500):
         if not libc.umount2(os.fsencode(target), 0):
             return
         code = ctypes.get_errno()
+        gc.collect()
         time.sleep(0.01)  # the kernel tells nobody when a mount is no longer busy
     raise OSError(code, os.strerror(code), str(target))
 

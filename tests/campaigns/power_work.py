@@ -17,6 +17,7 @@ from tests.campaigns.power_disk import Recorder
 Kind = Literal["upload", "capture", "delete", "prune", "create", "guest"]
 TREE = Path(__file__).parents[2]
 OS_SIZE, DATA_SIZE = 16 << 20, 8 << 20
+TREE_SIZE = 12 << 20  # of an OS disk's file system; what is behind it belongs to nobody
 #: How ``qemu-img`` makes an upload of each format from a raw disk; None: the raw disk itself.
 FORMATS: Mapping[str, Sequence[str] | None] = {
     "raw": None,
@@ -132,10 +133,11 @@ class Workload:
         tree = path.with_suffix(".tree")
         self._plant(tree)
         subprocess.run(
-            ["mke2fs", "-q", "-t", "ext4", "-d", tree, path, f"{OS_SIZE >> 10}k"],
+            ["mke2fs", "-q", "-t", "ext4", "-d", tree, path, f"{TREE_SIZE >> 10}k"],
             check=True,
             capture_output=True,
         )
+        os.truncate(path, OS_SIZE)
         return Disk(path, of_file(path))
 
     def _plant(self, tree: Path) -> None:
@@ -227,14 +229,15 @@ class Workload:
         """A guest that writes to its disk and flushes."""
         with opened(self.home) as context:
             managed = context.catalog.disk(disk)
+        free = TREE_SIZE if managed.index and managed.size == OS_SIZE else 0
         orders: list[str | Path] = []
         for _ in range(self.rng.randint(2, 8)):
             length = self.rng.choice((4096, 8192, 65536, 200_704))
-            at = self.rng.randrange(0, managed.size - length, 4096)
+            at = self.rng.randrange(free, managed.size - length, 4096)
             junk = self._room / "junk"
             junk.write_bytes(self.rng.randbytes(1 << 18))
             orders += ["-c", f"write -s {junk} {at} {length}"]
-        orders += ["-c", f"write -z {self.rng.randrange(0, managed.size >> 1, 65536)} 65536"]
+        orders += ["-c", f"write -z {self.rng.randrange(free, managed.size - 65536, 65536)} 65536"]
         arguments = ["qemu-io", "--image-opts", self._options(managed.id, managed.index), *orders]
         return Command(
             kind="guest",
@@ -316,8 +319,8 @@ class Workload:
         return Command(kind="delete", arguments=arguments, changes={f"disk/{name}": ABSENT})
 
     def prune(self) -> Command:
-        """``store prune``."""
-        return Command(kind="prune", arguments=["store", "prune"], changes={})
+        """``store prune``, which condemns what nothing needs and frees what was condemned before."""
+        return Command(kind="prune", arguments=["store", "prune", "--grace", "0s"], changes={})
 
 
 # -- whole sessions
@@ -382,22 +385,27 @@ def together(work: Workload) -> None:
 
 def prunes(work: Workload) -> None:
     """Images are deleted and their chunks pruned, alone and beside uploads and captures."""
-    first = work.os_disk()
+    first, second = work.os_disk(), work.os_disk()
     work.run(work.upload("one", first))
     work.run(work.upload("two", work.os_disk(first)))
-    work.run(work.upload("three", work.os_disk()))
-    work.run(work.delete_image("two"))
+    work.run(work.upload("three", second, data={0: work.data_disk()}))
+    work.run(work.delete_image("one"))  # half of its pack lives on in "two"
     work.run(work.prune())
-    work.run(work.create_vm("vm", "one"))
+    work.run(work.prune())
+    work.run(work.create_vm("vm", "two"))
     work.run(work.delete_image("three"))
-    work.run(work.prune(), work.upload("four", work.os_disk(first), "qcow2"))
+    work.run(work.prune())  # condemns what the next upload needs again
+    work.run(work.prune(), work.upload("four", second, "qcow2"))
     work.run(work.write("vm-os"))
     work.run(work.capture("vm", "snap"), work.prune())
-    work.run(work.delete_vm("vm"), work.delete_image("one"))
+    work.run(work.delete_vm("vm"), work.delete_image("two"))
     work.run(work.prune())
-    work.run(work.upload("two", first))
-    work.run(work.delete_image("four"))
     work.run(work.prune(), work.delete_image("snap"))
+    work.run(work.upload("one", first))
+    work.run(work.delete_image("four"))
+    work.run(work.prune())
+    work.run(work.prune())
+    work.run(work.prune(), work.upload("two", second, "vmdk"))
     work.run(work.prune())
 
 
