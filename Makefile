@@ -9,7 +9,7 @@ DEBIAN := 'from calotype.config import Home; from calotype.recipe import build; 
 unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
-.PHONY: help setup servers demo test test-unit test-vm lint bench bitrot faults fuzz clean
+.PHONY: help setup servers demo test test-unit test-vm lint bench bitrot faults fuzz campaign-powerloss clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -50,6 +50,9 @@ faults: servers ## The campaign of object-store faults: half an hour, and docs/r
 fuzz: setup ## Fuzz the readers of file systems for an hour each (at once), with what broke them in /tmp/calotype-fuzz
 	@"$$(command -v uv || echo .tools/uv/bin/uv)" pip install --quiet --python $(PYTHON) --group fuzz
 	@$(PYTHON) -m tests.fuzz.campaign --seconds 3600
+
+campaign-powerloss: setup ## The campaign of power cuts, as root: an hour or two, and docs/reports/powerloss.* (for all of it: btrfs-progs, xfsprogs)
+	@$(PYTHON) -m tests.campaigns.powerloss
 
 clean: ## Remove what set-up and tests made (not Debian packages, not the cache of recipes)
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -9,6 +9,19 @@ from typing import Any, Protocol
 
 _SHOWN = 10  # examples of each list
 
+_METHOD = (
+    "Real commands worked in an installation on a disk whose every write and flush was recorded "
+    "(`qemu-storage-daemon`, `blklogwrites`). The disk was then rebuilt as a power cut at that point leaves "
+    "it, mounted (the kernel replays the journal), and the installation opened and read in full: every byte "
+    "of each image, disk and base by fingerprint, the store by its checksums, the catalogue against what "
+    "had been acknowledged. *Prefix*: all writes up to a point of the log. *Reordered*: a random part of "
+    "those that no flush had made durable, down to 4 KiB blocks. At one point in twelve the installation "
+    "was also worked on: the interrupted uploads again, a new upload, clearing up."
+)
+_NAMES = (
+    "On ext4 and XFS a sync of any later file takes earlier names with it, so that a directory that is not "
+    "synced need not show there; on btrfs it does."
+)
 MODES = ("prefix", "reordered")
 
 
@@ -123,15 +136,7 @@ def _page(report: dict[str, Any]) -> str:
     lines = [
         "# Power loss",
         "",
-        (
-            "Real commands worked in an installation on a disk whose every write and flush was recorded "
-            "(`qemu-storage-daemon`, `blklogwrites`). The disk was then rebuilt as a power cut at that point "
-            "leaves it, mounted (the kernel replays the journal), and the installation opened and read in full: "
-            "every byte of each image, disk and base by fingerprint, the store by its checksums, the catalogue "
-            "against what had been acknowledged. *Prefix*: all writes up to a point of the log. *Reordered*: a "
-            "random part of those that no flush had made durable, down to 4 KiB blocks. Of one point in twelve "
-            "the installation was also worked on: the interrupted uploads again, a new upload, clearing up."
-        ),
+        _METHOD,
         "",
         (
             f"**{report['points']:,} points; {report['points_with_a_finding']} with a finding; "
@@ -166,10 +171,7 @@ def _page(report: dict[str, Any]) -> str:
             for s in report["controls"]
         ),
         "",
-        (
-            "On ext4 and XFS a sync of any later file takes earlier names with it, so that a directory that is "
-            "not synced need not show there; on btrfs it does."
-        ),
+        _NAMES,
     ]
     if report["findings"]:
         lines += ["", "## Findings", ""]

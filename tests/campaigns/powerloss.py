@@ -359,8 +359,14 @@ def main() -> int:
     room = Room(options.room)
     room.root.mkdir(parents=True, exist_ok=True)
     chosen = tuple(options.only)
-    own = [session for session in sessions() if session.directory.startswith(chosen)]
-    broken = [session for session in controls() if session.directory.startswith(chosen)]
+    own, broken = (
+        [
+            s
+            for s in some
+            if s.directory.startswith(chosen) and shutil.which(f"mkfs.{s.file_system}")
+        ]
+        for some in (sessions(), controls())
+    )
     run(room, own, options.points, options.workers)
     for session in broken:
         run(room, [session], options.control_points, options.workers)
