@@ -1,5 +1,6 @@
 """The laws of copies: images stay byte-identical, ids stay, and only what is missing moves."""
 
+import errno
 import logging
 import random
 import threading
@@ -16,6 +17,7 @@ from calotype.store import MemoryStore, Repository
 from calotype.store.chunking import Chunking
 from calotype.store.copy import CopyReport, copy
 from calotype.store.ledger import MemoryLedger
+from calotype.store.objects import MemoryWriter
 from calotype.store.pack import Kind, load
 
 MIB = 1 << 20
@@ -354,3 +356,37 @@ def test_a_target_of_another_installation_is_left_alone():
     Repository.replica(source, objects, MemoryLedger()).ingest(BytesDisk(POOL[1]))
     with pytest.raises(Conflict):
         copy(source, Repository(objects))
+
+
+class FailingWriter(MemoryWriter):
+    def write(self, buffers):
+        store = self._store
+        assert isinstance(store, Full)
+        if store.left <= 0:
+            raise OSError(errno.EIO, "Input/output error")
+        store.left -= 1
+        super().write(buffers)
+
+
+class Full(MemoryStore):
+    """A store whose disk fails while a pack is written."""
+
+    left = 1 << 30
+
+    def writer(self):
+        return FailingWriter(self)
+
+
+def test_a_target_that_cannot_write_gets_no_root():
+    source = fresh()
+    source.ingest(BytesDisk(b"".join(POOL)))
+    objects = Full()
+    Repository.replica(source, objects)
+    for left in range(8):
+        objects.left = left
+        with pytest.raises(OSError, match="Input/output error"):
+            copy(source, Repository(objects))
+        assert list(objects.list("indexes/")) == []
+    objects.left = 1 << 30
+    assert copy(source, Repository(objects)).ok
+    assert Repository(objects).check().ok

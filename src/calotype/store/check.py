@@ -25,7 +25,16 @@ from calotype.store.pack import HEADER, Kind, Pack, load
 from calotype.store.pack import PREFIX as PACKS
 from calotype.store.packset import PackSet
 from calotype.store.roots import BINDING
-from calotype.store.scan import Stretch, Walk, Walked, pack_of, read, rotten, stretches, verified
+from calotype.store.scan import (
+    Stretch,
+    Walk,
+    Walked,
+    pack_of,
+    read_each,
+    rotten,
+    stretches,
+    verified,
+)
 from calotype.store.verified import Verified
 from calotype.store.workers import spread
 
@@ -345,22 +354,18 @@ class Checker:
         pack = stretch.pack
         domain = self._domains.get(pack.domain)
         good = True
-        try:
-            for number, stored in read(self._objects, stretch):
+        for number, stored in read_each(self._objects, stretch):
+            problem = ""
+            if stored is None:
+                problem = f"frame {number}: cannot be read"
+            else:
                 try:
                     verified(pack, number, stored, domain)
                 except StoreDamaged as error:
-                    self._bad(pack, number, error.message)
-                    good = False
-        except (StoreDamaged, OSError) as error:
-            problem = rotten(error) if isinstance(error, OSError) else error
-            if len(stretch.frames) == 1:
-                self._bad(pack, int(stretch.frames[0]), problem.message)
-            else:  # find out which of them it is
-                for number in stretch.frames:
-                    for one in stretches(pack, np.array([number])):
-                        self._stretch(one)
-            return False
+                    problem = error.message
+            if problem:
+                self._bad(pack, number, problem)
+                good = False
         return good
 
     def _bad(self, pack: Pack, number: int, problem: str) -> None:

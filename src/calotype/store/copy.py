@@ -172,7 +172,7 @@ class _Copy:
         """Move what the target lacks of these Indexes."""
         wanted = Wanted(self._source.packs)
         self._want(roots, intake, wanted)
-        mover = Mover(self._source.objects, intake, strict=False)
+        mover = Mover(self._source.objects, intake)
         total = sum(mover.size(wanted.marked(kind)) for kind in Kind)
         with self._progress.phase("Copy", total) as report:
             for kind in (Kind.DATA, Kind.LEAF):

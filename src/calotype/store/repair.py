@@ -27,7 +27,7 @@ from calotype.store.pack import HEADER, Kind, Pack, find_footer, load, parse, tr
 from calotype.store.pack import PREFIX as PACKS
 from calotype.store.packset import PackSet
 from calotype.store.reader import LeafReader
-from calotype.store.scan import Stretch, Walk, read, rotten, stretches, verified
+from calotype.store.scan import Stretch, Walk, read_each, rotten, stretches, verified
 from calotype.store.transfer import Mover, Wanted
 
 _FOOT_READ = 64 << 20  # bytes at a pack's end in which a footer is looked for
@@ -240,7 +240,7 @@ class Repairer:
         """Move what is right of the bad packs, then get what is missing; ``lost`` is what still is."""
         intake = Intake(self._objects, self._packs, domain, meet=self._lease.meet)
         try:
-            own = Mover(self._objects, intake, strict=False)
+            own = Mover(self._objects, intake)
             with self._progress.phase("Repair", sum(p.size for p in bad)) as report:
                 for kind in Kind:
                     some = [(p, np.ones(len(p.lengths), dtype=bool)) for p in bad if p.kind is kind]
@@ -305,7 +305,7 @@ class Repairer:
         wanted = Wanted(self._theirs)
         rows: Bytes32 = np.frombuffer(b"".join(sorted(digests)), dtype=np.uint8).reshape(-1, 32)
         wanted.want(kind, intake.domain.name, rows)
-        mover = Mover(self._source, intake, strict=False)
+        mover = Mover(self._source, intake)
         with self._progress.phase("Fetch", mover.size(wanted.marked(kind))) as report:
             mover.move(kind, wanted.marked(kind), report)
         intake.writers[kind].finish()
@@ -400,22 +400,12 @@ def _footer(objects: ReadableStore, key: str) -> Pack | None:
 def _good(objects: ReadableStore, stretch: Stretch) -> dict[int, memoryview]:
     """The stored bytes of those frames that match their checksums."""
     found: dict[int, memoryview] = {}
-    try:
-        for number, stored in read(objects, stretch):
-            try:
-                verified(stretch.pack, number, stored, None)
-            except StoreDamaged:
-                continue
-            found[number] = stored
-    except NotFound:
-        return found
-    except (StoreDamaged, OSError) as error:
-        if isinstance(error, OSError):
-            rotten(error)
-        if len(stretch.frames) > 1:
-            for number in stretch.frames:
-                for one in stretches(stretch.pack, np.array([number])):
-                    found |= _good(objects, one)
+    with suppress(NotFound):
+        for number, stored in read_each(objects, stretch):
+            with suppress(StoreDamaged):
+                if stored is not None:
+                    verified(stretch.pack, number, stored, None)
+                    found[number] = stored
     return found
 
 

@@ -69,6 +69,25 @@ def read(objects: ReadableStore, stretch: Stretch) -> Iterator[tuple[int, memory
         yield number, data[at : at + int(pack.frame_stored[number])]
 
 
+def read_each(objects: ReadableStore, stretch: Stretch) -> Iterator[tuple[int, memoryview | None]]:
+    """As :func:`read`, with None for a frame that the store or its disk cannot read.
+
+    Raises:
+        NotFound: the pack is gone.
+    """
+    try:
+        yield from read(objects, stretch)
+    except (StoreDamaged, OSError) as error:  # the one request of read(): nothing was handed out
+        if isinstance(error, OSError):
+            rotten(error)
+        if len(stretch.frames) == 1:
+            yield int(stretch.frames[0]), None
+            return
+        for number in stretch.frames:
+            for one in stretches(stretch.pack, np.array([number])):
+                yield from read_each(objects, one)
+
+
 def verified(pack: Pack, number: int, stored: memoryview, domain: Domain | None) -> bytes:
     """A frame's raw bytes, after its checksum and each chunk's digest matched.
 
@@ -156,17 +175,16 @@ class Walk:
                         else:
                             yield from self._parsed(digests[i], int(places[i]), data)
 
-    def _read(self, stretch: Stretch) -> Iterator[tuple[int, memoryview]]:
+    def _read(self, stretch: Stretch) -> Iterator[tuple[int, memoryview | None]]:
         try:
-            yield from read(self._objects, stretch)
+            yield from read_each(self._objects, stretch)
         except NotFound:
             self._packs.forget([stretch.pack.key])
             raise
-        except StoreDamaged:
-            for number in stretch.frames.tolist():
-                yield number, memoryview(b"")
 
-    def _raw(self, pack: Pack, number: int, stored: memoryview) -> tuple[bytes, str]:
+    def _raw(self, pack: Pack, number: int, stored: memoryview | None) -> tuple[bytes, str]:
+        if stored is None:
+            return b"", "cannot be read"
         try:
             return verified(pack, number, stored, self._domain), ""
         except StoreDamaged as error:

@@ -19,7 +19,7 @@ from calotype.store.intake import Intake
 from calotype.store.objects import Bytes, ReadableStore
 from calotype.store.pack import Codec, Frame, FrameRow, Kind, Pack
 from calotype.store.packset import PackSet
-from calotype.store.scan import Stretch, pack_of, read, rotten, stretches, verified
+from calotype.store.scan import Stretch, pack_of, read_each, stretches, verified
 from calotype.store.workers import spread
 
 Mask = npt.NDArray[np.bool_]
@@ -76,11 +76,9 @@ class Wanted:
 class Mover:
     """Moves chunks from one store's packs into an intake, with several threads."""
 
-    def __init__(self, source: ReadableStore, intake: Intake, *, strict: bool) -> None:
-        """With ``strict`` damage in the source is an error; without, it is counted."""
+    def __init__(self, source: ReadableStore, intake: Intake) -> None:
         self._source = source
         self._intake = intake
-        self._strict = strict
         self._lock = threading.Lock()
         self.moved = Moved()
 
@@ -94,9 +92,7 @@ class Mover:
     ) -> None:
         """Move the marked chunks, of packs of one kind, that the intake does not know by then.
 
-        Raises:
-            StoreDamaged: ``strict``, and the source's bytes are not right.
-            NotFound: ``strict``, and a pack of the source vanished.
+        What the source cannot give, because it is damaged or was deleted, is counted as failed.
         """
 
         def jobs() -> Iterator[tuple[Stretch, Mask]]:
@@ -105,7 +101,7 @@ class Mover:
                     yield stretch, mask
 
         def work(next_job: Callable[[], tuple[Stretch, Mask] | None]) -> None:
-            one = _Carrier(self._source, self._intake, kind, strict=self._strict)
+            one = _Carrier(self._source, self._intake, kind)
             while (job := next_job()) is not None:
                 one.carry(*job)
                 with self._lock:
@@ -120,33 +116,34 @@ class Mover:
 class _Carrier:
     """One thread's part; it carries packs of one kind in its life."""
 
-    def __init__(self, source: ReadableStore, intake: Intake, kind: Kind, *, strict: bool) -> None:
+    def __init__(self, source: ReadableStore, intake: Intake, kind: Kind) -> None:
         self._source = source
         self._intake = intake
         self._writer = intake.writers[kind]
-        self._strict = strict
         self._rest = FrameBuilder()
         self.moved = Moved()
 
     def carry(self, stretch: Stretch, mask: Mask) -> None:
         """Move the chunks of the mask that these frames hold."""
         pack = stretch.pack
+        left = set(stretch.frames.tolist())
+        with suppress(NotFound):
+            for number, stored in read_each(self._source, stretch):
+                left.remove(number)
+                self._frame(pack, number, stored, mask)
+        self.moved.failed += sum(int(mask[_chunks(pack, number)].sum()) for number in left)
+
+    def _frame(self, pack: Pack, number: int, stored: memoryview | None, mask: Mask) -> None:
+        if stored is None:
+            self.moved.failed += int(mask[_chunks(pack, number)].sum())
+            return
+        self.moved.read += len(stored)
         try:
-            for number, stored in read(self._source, stretch):
-                self.moved.read += len(stored)
-                raw = verified(pack, number, stored, self._intake.domain)
-                self._hand_in(pack, number, stored, raw, mask)
-        except (StoreDamaged, NotFound, OSError) as error:
-            if self._strict:
-                raise
-            if isinstance(error, OSError):
-                rotten(error)
-            if len(stretch.frames) == 1:
-                self._rescue(stretch, mask)
-                return
-            for number in stretch.frames:
-                for one in stretches(pack, np.array([number])):
-                    self.carry(one, mask)
+            raw = verified(pack, number, stored, self._intake.domain)
+        except StoreDamaged:
+            self._rescue(pack, number, stored, mask)
+        else:
+            self._hand_in(pack, number, stored, raw, mask)
 
     def _hand_in(self, pack: Pack, number: int, stored: memoryview, raw: bytes, mask: Mask) -> None:
         chunks = _chunks(pack, number)
@@ -184,14 +181,10 @@ class _Carrier:
                 self._writer.append(self._rest.finish())
         self._writer.append(self._rest.take())
 
-    def _rescue(self, stretch: Stretch, mask: Mask) -> None:
+    def _rescue(self, pack: Pack, number: int, stored: memoryview, mask: Mask) -> None:
         """Take what is right of a damaged frame."""
-        pack, number = stretch.pack, int(stretch.frames[0])
         chunks = _chunks(pack, number)
-        good: dict[int, bytes] = {}
-        with suppress(StoreDamaged, NotFound, OSError):
-            for _number, stored in read(self._source, stretch):
-                good = salvage(pack, number, stored, self._intake.domain)
+        good = salvage(pack, number, stored, self._intake.domain)
         wanted = np.flatnonzero(mask[chunks]).tolist()
         found = [(pack.digests[chunks][i].tobytes(), good[i]) for i in wanted if i in good]
         self.moved.failed += len(wanted) - len(found)
