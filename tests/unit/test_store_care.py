@@ -456,6 +456,19 @@ def test_an_index_that_was_never_right_is_not_called_repaired(pair):
     assert done.touched == Repository(forged).check().touched == (root_id(data),)
 
 
+def test_a_pack_that_was_pruned_since_the_check_does_not_return(pair):
+    objects, _ = pair
+    broken = clone(objects)
+    key = data_pack(broken)
+    flip(broken, key, 100)
+    report = Repository(broken).check()
+    broken.delete(key)
+    done = Repository(broken).repair(objects, report=report)
+    assert done.ok
+    assert key not in {s.key for s in broken.list("packs/")}
+    assert Repository(broken).check().ok
+
+
 def test_no_repair_while_a_prune_is_at_work():
     objects, ledger = MemoryStore(), MemoryLedger()
     repository = Repository.create(objects, ledger, chunking=SMALL)

@@ -21,7 +21,7 @@ from calotype.store.digest import Bytes32, Domain
 from calotype.store.index import PREFIX, Leaf, Root, root_id
 from calotype.store.intake import Intake, Worker
 from calotype.store.lease import Lease
-from calotype.store.mend import mend_object, mend_parameters
+from calotype.store.mend import content, mend_object, mend_parameters
 from calotype.store.objects import ObjectStore, ReadableStore
 from calotype.store.pack import HEADER, Kind, Pack, find_footer, load, parse, trailer
 from calotype.store.pack import PREFIX as PACKS
@@ -128,7 +128,9 @@ class Repairer:
         """Make objects what they were; the packs, with their footers, where that is not possible."""
         self._restored += mend_parameters(self._objects, self._source)
         bad: dict[str, Pack | None] = {}
-        packs = [d for d in report.damage if d.key.startswith(PACKS)]
+        # The id of a pack that was pruned since never returns.
+        there = {stored.key for stored in self._objects.list(PACKS)}
+        packs = [d for d in report.damage if d.key in there]
         with self._progress.phase("Rebuild", len(packs), unit="packs") as done:
             for damage in packs:
                 pack, whole = self._pack(damage.key)
@@ -150,13 +152,8 @@ class Repairer:
         return bad
 
     def _is_root(self, key: str) -> bool:
-        try:
-            return root_id(self._objects.get(key)) == key.removeprefix(PREFIX)
-        except NotFound:
-            return False
-        except OSError as error:
-            rotten(error)
-            return False
+        data = content(self._objects, key)
+        return data is not None and root_id(data) == key.removeprefix(PREFIX)
 
     def _copied(self, key: str) -> bool:
         """Put a root back of which somebody has a copy."""
@@ -175,6 +172,9 @@ class Repairer:
                 found[name] = parameters.domain(self._objects, name)
             except (NotFound, StoreDamaged):
                 self._keyless[name] = []
+            except OSError as error:
+                rotten(error)
+                self._keyless[name] = []
         return found
 
     def _roots(self, domains: Mapping[str, Domain]) -> dict[str, dict[str, Root]]:
@@ -182,9 +182,10 @@ class Repairer:
         found: dict[str, dict[str, Root]] = {}
         for stored in self._objects.list(PREFIX):
             index = stored.key.removeprefix(PREFIX)
-            if not self._is_root(stored.key):
+            data = content(self._objects, stored.key)
+            if data is None or root_id(data) != index:
                 continue
-            root = Root.decode(self._objects.get(stored.key))
+            root = Root.decode(data)
             if root.domain in domains:
                 found.setdefault(root.domain, {})[index] = root
             else:
