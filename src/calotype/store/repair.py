@@ -185,7 +185,11 @@ class Repairer:
             data = content(self._objects, stored.key)
             if data is None or root_id(data) != index:
                 continue
-            root = Root.decode(data)
+            try:
+                root = Root.decode(data)
+            except StoreDamaged as error:
+                self._senseless[index] = error.message
+                continue
             if root.domain in domains:
                 found.setdefault(root.domain, {})[index] = root
             else:
