@@ -162,3 +162,20 @@ def test_guests_at_once_are_served_by_one(lazy, index, partial):
     assert all("nbd" not in nodes(directory) for directory in directories)
     base = Path(lazy.home) / "bases" / f"{index}.raw"
     assert base.stat().st_nlink == 5
+
+
+def status(directory):
+    with Qmp.open(Layout(directory).query) as qmp:
+        return qmp.execute("query-status")["status"]
+
+
+def test_a_guest_waits_while_the_store_fails(lazy, index, partial):
+    directory = create(lazy, "cold")
+    packs = Path(lazy.home) / "store" / "packs"
+    away = packs.with_name("away")
+    packs.rename(away)
+    wait(lambda: status(directory) == "io-error")
+    assert lazy("vm", "show", "cold")["powerState"] == "paused"
+    away.rename(packs)
+    lazy.run("vm", "wait", "cold", "--for", "agent")
+    assert lazy.guest("cold", "dmesg | grep -c 'I/O error' || true") == "0"

@@ -41,13 +41,12 @@ log = logging.getLogger("calotype.base")
 WHOLE, PROFILE, STALLED = "whole", "profile", "stalled"
 
 _PATIENCE = 60.0  # seconds that a read waits for a store that does not answer
-_QUIET = 3.0  # seconds without a guest that waits, until the rest is fetched
-_GAP = 0.2  # the same between two batches
+_GAP = 0.2  # seconds without a guest that waits, until the next batch of the rest is fetched
 _SAVE = 2.0  # seconds between two maps
 _TICK = 0.2
 _AHEAD = 2 << 20  # bytes of a profile that a thread takes at once
 _READERS = 4  # threads that follow a profile: a remote store answers late, but many at once
-_BOOTED = 15.0  # seconds without new reads after which a boot is over
+_BOOTED = 15.0  # seconds without new reads after which a boot is over, at least
 _LONGEST = 600.0  # seconds that a boot is recorded at most
 _LEAST = 1 << 20  # bytes; who has read less has not booted
 _NICE = 10
@@ -83,7 +82,7 @@ class Filler:
         self._directory = directory
         self._known = known
         self._seen = profile.Recorder(base.size)
-        self._booting = not known  # and so recorded
+        self._booting = True
         self._started = self._demand = self._fresh = time.monotonic()
         self._stop = threading.Event()
         self._early = 0
@@ -179,7 +178,7 @@ class Filler:
             while (region := next_region()) is not None:
                 self._base.fill(region, lambda: self._wait(_GAP))
 
-        self._wait(_QUIET)
+        self._wait(_GAP)
         self._early = self._base.fetched
         spread(self._base.regions, work)
 
@@ -192,10 +191,12 @@ class Filler:
             self._stop.wait(_TICK if self._booting else min(left, _TICK))
 
     def _watch_boot(self) -> None:
-        """Hand over what was recorded, once the boot is over."""
+        """Keep what was recorded, once the boot is over."""
         now = time.monotonic()
-        if now - self._fresh > _BOOTED or now - self._started > _LONGEST or self._seen.full:
-            if self._seen.bytes >= _LEAST:
+        lasted = now - self._started
+        quiet = max(_BOOTED, lasted / 2)  # a slow host's guests pause for longer
+        if now - self._fresh > quiet or lasted > _LONGEST or self._seen.full:
+            if not self._known and self._seen.bytes >= _LEAST:
                 _replace(self._directory / "profile", profile.encode(self._seen.extents()))
                 say(PROFILE)
             self._booting = False
