@@ -2,14 +2,11 @@
 
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-# Prints the Debian recipe's raw disk, built when the cache has none.
-DEBIAN := 'from calotype.config import Home; from calotype.recipe import build; \
-	print(build("debian", Home.from_environment().recipes).path)'
 # Some environments switch byte code off, which makes every start several times slower.
 unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
-.PHONY: help setup servers demo test test-unit test-vm lint bench bitrot faults fuzz campaign-powerloss clean
+.PHONY: help setup servers demo test test-unit test-vm lint bench bench-quick bench-setup bitrot faults fuzz campaign-powerloss clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -38,8 +35,14 @@ lint: setup ## Style, types, import order
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-logo
 
-bench: setup ## Measure against qemu-img and restic
-	@$(PYTHON) bench/upload_capture.py "$$($(PYTHON) -c $(DEBIAN))"
+bench-setup: servers ## What `make bench` compares with: restic, borg, casync, Glance; the six images (10 minutes, once)
+	@scripts/bench-setup.sh
+
+bench: bench-setup ## The store and launches against their peers, or what is missing of it (25 minutes), and docs/reports/targets.md
+	@$(PYTHON) -m bench.store
+
+bench-quick: bench-setup ## The same on one image, once, with few peers: two minutes, and a table on the screen
+	@$(PYTHON) -m bench.store --quick --fresh
 
 bitrot: setup ## 1,000 flipped bits, all found, named and repaired: ten minutes, and docs/reports/bitrot.*
 	@$(PYTHON) -m tests.campaigns.bitrot --report docs/reports/bitrot

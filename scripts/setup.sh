@@ -2,7 +2,7 @@
 # Everything that `make demo` and `make test` need, on a Debian 12 (or newer) machine: Debian packages
 # (asked for once, by name) and the Python environment in .venv. Nothing to do takes well under a second.
 #
-#   scripts/setup.sh [--yes]      --yes: do not ask before installing packages
+#   scripts/setup.sh [--yes] [--also PACKAGE...]      --yes: do not ask before installing packages
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 
@@ -112,7 +112,8 @@ python_environment() {
 }
 
 ASK=yes
-[ "${1:-}" = --yes ] && ASK=no
+[ "${1:-}" = --yes ] && ASK=no && shift
+[ "${1:-}" = --also ] && PACKAGES+=("${@:2}")
 check_machine
 mkdir -p .tools
 exec 9> .tools/lock
