@@ -50,12 +50,9 @@ bitrot: setup ## 1,000 flipped bits, all found, named and repaired: ten minutes,
 faults: servers ## The campaign of object-store faults: half an hour, and docs/reports/faults.*
 	@$(PYTHON) -m tests.campaigns.faults
 
-fuzz: setup ## Fuzz the readers of file systems for an hour each (at once), with what broke them in /tmp/calotype-fuzz
-	@"$$(command -v uv || echo .tools/uv/bin/uv)" pip install --quiet --python $(PYTHON) --group fuzz
-	@$(PYTHON) -m tests.fuzz.campaign --seconds 3600
-
-campaign-powerloss: setup ## The campaign of power cuts, as root: an hour or two, and docs/reports/powerloss.* (for all of it: btrfs-progs, xfsprogs)
-	@$(PYTHON) -m tests.campaigns.powerloss
+fuzz: setup ## Fuzz the readers of file systems for an hour each, at once; what broke them is in /tmp/calotype-fuzz
+	@UV_PROJECT_ENVIRONMENT=.tools/fuzz "$$(command -v uv || echo .tools/uv/bin/uv)" sync --quiet --frozen --group fuzz
+	@.tools/fuzz/bin/python -m tests.fuzz.campaign --seconds 3600
 
 clean: ## Remove what set-up and tests made (not Debian packages, not the cache of recipes)
 	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

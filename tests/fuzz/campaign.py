@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.fuzz.corpus import inputs
 
-_TARGETS = ("ext4", "xfs", "ntfs", "volumes")
+TARGETS = ("ext4", "xfs", "ntfs", "volumes")
 _ROUND = 30_000  # executions
 _STATUS = re.compile(r"#\d+\s+\w+\s+cov: (\d+) ft: (\d+) corp: (\d+)/(\S+)")
 _EXECUTED = re.compile(r"stat::number_of_executed_units:\s+(\d+)")
@@ -81,7 +81,7 @@ def _round(target: str, work: Path, seconds: int) -> tuple[int, float, str]:
 def main() -> None:
     """Run the campaign; fails when an input broke a law."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("targets", nargs="*", default=_TARGETS, metavar="TARGET")
+    parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET")
     parser.add_argument("--seconds", type=int, default=3600)
     parser.add_argument("--work", type=Path, default=Path("/tmp/calotype-fuzz"))
     options = parser.parse_args()

@@ -1,4 +1,8 @@
-"""The report of a campaign: ``python -m tests.fuzz.report WORK`` writes docs/reports/fuzz.{json,md}."""
+"""The report of a campaign: ``python -m tests.fuzz.report WORK …`` writes docs/reports/fuzz.{json,md}.
+
+A campaign in several parts (of the same code, each with the corpus of the one before) has several work
+directories, in order; times and executions are added.
+"""
 
 import json
 import os
@@ -9,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz.campaign import TARGETS
 from tests.fuzz.corpus import inputs
 
 _ROOT = Path(__file__).parents[2]
@@ -29,12 +34,7 @@ _COLUMNS = {
 
 def main() -> None:
     """Write both files."""
-    work = Path(sys.argv[1])
-    runs = [
-        json.loads((work / f"{t}.json").read_text()) for t in ("ext4", "xfs", "ntfs", "volumes")
-    ]
-    for run in runs:
-        run["committed_inputs"] = len(list(inputs(run["target"])))
+    runs = [_run(target, [Path(work) for work in sys.argv[1:]]) for target in TARGETS]
     sources = "src/calotype/store/files"
     content: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, shared; nice 15",
@@ -47,6 +47,17 @@ def main() -> None:
     }
     (_REPORTS / "fuzz.json").write_text(json.dumps(content, indent=1) + "\n")
     (_REPORTS / "fuzz.md").write_text(_markdown(content))
+
+
+def _run(target: str, works: list[Path]) -> dict[str, Any]:
+    parts = [json.loads((work / f"{target}.json").read_text()) for work in works]
+    added = ("wall_seconds", "cpu_seconds", "executions", "rounds")
+    return {
+        **parts[-1],
+        **{key: round(sum(part[key] for part in parts)) for key in added},
+        "parts": parts,
+        "committed_inputs": len(list(inputs(target))),
+    }
 
 
 def _git(*command: str) -> str:
