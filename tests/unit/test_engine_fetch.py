@@ -1,120 +1,129 @@
 """Fetching a URL: real servers on loopback, and every way that a URL leads inside."""
 
-import hashlib
+import random
 import socket
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
+from tests.unit.web import File, serving
 
-from calotype.engine.fetch import check_address, fetch, plain
-from calotype.errors import InvalidInput, ToolFailed
-from calotype.progress import SILENT
+from calotype.engine import fetch
+from calotype.engine.fetch import Remote, check_address, plain
+from calotype.errors import Conflict, InvalidInput, ToolFailed
 
-BODY = b"a disk image" * 1000
-DIGEST = hashlib.sha256(BODY).hexdigest()
-
-
-class Server(ThreadingHTTPServer):
-    """Remembers the Host headers that it saw."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.hosts: list[str] = []
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self):
-        self.server.hosts.append(self.headers["Host"])
-        if self.path == "/image":
-            self._answer(200, BODY)
-        elif self.path == "/short":
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(BODY) + 1))
-            self.end_headers()
-            self.wfile.write(BODY)
-        elif self.path.startswith("/to/"):
-            self.send_response(302)
-            self.send_header("Location", self.path.removeprefix("/to/"))
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-        elif self.path in ("/loop", "/astray"):
-            self.send_response(302)
-            self.send_header("Location", "/loop" if self.path == "/loop" else "http://[x")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-        else:
-            self._answer(404, b"")
-
-    def _answer(self, status, body):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+BODY = random.Random(1).randbytes(3_000_000)
+LOOPBACK = ["127.0.0.0/8"]
 
 
 @pytest.fixture
-def server():
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def web(monkeypatch):
+    monkeypatch.setattr(fetch, "_PAUSES", (0, 0, 0))
+    with serving() as web:
+        web.files["/image"] = File(BODY)
+        yield web
 
 
-def get(server, path, target, **options):
-    fetch(
-        f"http://127.0.0.1:{server.server_port}{path}",
-        target,
-        **{
-            "sha256": DIGEST,
-            "allow": ["127.0.0.0/8"],
-            "max_bytes": 1 << 20,
-            "progress": SILENT,
-            **options,
-        },
-    )
+def get(web, path, allow=LOOPBACK):
+    return b"".join(Remote(web.url(path), allow=allow).stream())
 
 
-def test_the_bytes_arrive_and_are_checked(server, tmp_path):
-    get(server, "/image", tmp_path / "f")
-    assert (tmp_path / "f").read_bytes() == BODY
+@pytest.mark.parametrize("ranges", [False, True])
+@pytest.mark.parametrize("length", [False, True])
+def test_the_bytes_arrive(web, ranges, length):
+    web.files["/image"] = File(BODY, ranges=ranges, length=length)
+    remote = Remote(web.url("/image"), allow=LOOPBACK)
+    assert remote.ranges is ranges
+    assert remote.size == (len(BODY) if ranges or length else None)
+    assert b"".join(remote.stream()) == BODY
 
 
-def test_a_redirect_is_followed_and_checked_again(server, tmp_path):
-    get(server, "/to//image", tmp_path / "f")
-    assert (tmp_path / "f").read_bytes() == BODY
+def test_any_range_can_be_read(web):
+    remote = Remote(web.url("/image"), allow=LOOPBACK)
+    for offset, length in [(0, 1), (len(BODY) - 512, 512), (1_000_000, 1_500_000)]:
+        assert remote.read(offset, length) == BODY[offset : offset + length]
+
+
+def test_a_broken_connection_goes_on_where_it_was(web):
+    web.files["/image"].cut = 1_200_000
+    assert get(web, "/image") == BODY
+    begun = [start for start, _ in web.asked[1:]]
+    assert begun == sorted(begun)
+    assert len(begun) == 3
+    assert web.sent < len(BODY) + 2 * fetch._BLOCK
+    remote = Remote(web.url("/image"), allow=LOOPBACK)
+    web.files["/image"].cut = 0
+    with pytest.raises(ToolFailed, match="cannot fetch"):
+        remote.read(0, 100)
+
+
+def test_a_server_that_is_busy_is_asked_again(web):
+    remote = Remote(web.url("/image"), allow=LOOPBACK)
+    web.failing = [503, 429]
+    assert b"".join(remote.stream()) == BODY
+    web.failing = [500]
+    assert remote.read(0, 10) == BODY[:10]
+    web.failing = [503] * 4
+    with pytest.raises(ToolFailed, match="503"):
+        remote.read(0, 10)
+
+
+def test_without_ranges_a_broken_connection_is_the_end(web):
+    web.files["/image"] = File(BODY, ranges=False, cut=1_200_000)
+    with pytest.raises(ToolFailed, match="cannot fetch"):
+        get(web, "/image")
+
+
+@pytest.mark.parametrize("change", [{"etag": '"2"'}, {"body": BODY + b"x"}, {"ranges": False}])
+def test_a_file_that_changes_is_not_put_together(web, change):
+    web.files["/image"].cut = 1_200_000
+    stream = Remote(web.url("/image"), allow=LOOPBACK).stream()
+    next(stream)
+    for name, value in change.items():
+        setattr(web.files["/image"], name, value)
+    with pytest.raises(Conflict, match="changed"):
+        list(stream)
+
+
+def test_other_bytes_than_asked_for_are_no_answer(web, monkeypatch):
+    remote = Remote(web.url("/image"), allow=LOOPBACK)
+    monkeypatch.setattr(fetch, "_first", lambda _response: 7)
+    with pytest.raises(ToolFailed, match="other bytes"):
+        remote.read(0, 100)
+
+
+def test_a_redirect_is_followed_and_checked_again(web):
+    web.redirects = {"/to": "/image", "/inside": "http://169.254.169.254/metadata"}
+    assert get(web, "/to") == BODY
     with pytest.raises(InvalidInput, match="not public"):
-        get(server, "/to/http://169.254.169.254/metadata", tmp_path / "g")
+        get(web, "/inside")
+
+
+def test_each_range_is_checked_again(web):
+    """A server that answers the first question well, and the next one with a way inside."""
+    remote = Remote(web.url("/image"), allow=LOOPBACK)
+    web.redirects = {"/image": "http://169.254.169.254/metadata"}
+    with pytest.raises(InvalidInput, match="not public"):
+        remote.read(0, 100)
 
 
 @pytest.mark.parametrize(
-    ("path", "options", "error", "words"),
+    ("path", "allow", "error", "words"),
     [
-        ("/image", {"sha256": "0" * 64}, InvalidInput, "SHA-256"),
-        ("/image", {"max_bytes": 100}, InvalidInput, "larger"),
-        ("/image", {"allow": []}, InvalidInput, "not public"),
-        ("/image", {"allow": ["10.0.0.0/8"]}, InvalidInput, "not public"),
-        ("/image", {"allow": ["nonsense"]}, InvalidInput, "not a network"),
-        ("/short", {}, ToolFailed, "cannot fetch"),
-        ("/nothing", {}, ToolFailed, "404"),
-        ("/loop", {}, ToolFailed, "redirects more than"),
-        ("/to/ftp://127.0.0.1/x", {}, InvalidInput, "not an http"),
+        ("/image", [], InvalidInput, "not public"),
+        ("/image", ["10.0.0.0/8"], InvalidInput, "not public"),
+        ("/image", ["nonsense"], InvalidInput, "not a network"),
+        ("/nothing", LOOPBACK, ToolFailed, "404"),
+        ("/loop", LOOPBACK, ToolFailed, "redirects more than"),
+        ("/ftp", LOOPBACK, InvalidInput, "not an http"),
+        ("/astray", LOOPBACK, ToolFailed, "no URL"),
     ],
 )
-def test_what_is_wrong_is_said(server, tmp_path, path, options, error, words):
+def test_what_is_wrong_is_said(web, path, allow, error, words):
+    web.redirects = {"/loop": "/loop", "/ftp": "ftp://127.0.0.1/x", "/astray": "http://[x"}
     with pytest.raises(error, match=words):
-        get(server, path, tmp_path / "f", **options)
+        get(web, path, allow)
 
 
-def test_one_address_that_leads_inside_refuses_the_name(server, tmp_path, monkeypatch):
+def test_one_address_that_leads_inside_refuses_the_name(web, monkeypatch):
     def both(host, port, **_):
         return [
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", port)),
@@ -123,12 +132,12 @@ def test_one_address_that_leads_inside_refuses_the_name(server, tmp_path, monkey
 
     monkeypatch.setattr(socket, "getaddrinfo", both)
     with pytest.raises(InvalidInput, match=r"10\.0\.0\.1"):
-        get(server, "/image", tmp_path / "f", allow=[])
+        get(web, "/image", [])
 
 
-def test_a_name_is_resolved_once(server, tmp_path, monkeypatch):
+def test_each_question_resolves_the_name_once(web, monkeypatch):
     """An answer that changes between check and use (DNS rebinding) finds nothing to change."""
-    answers = iter(["127.0.0.1"])
+    answers = iter(["127.0.0.1", "10.0.0.1"])
 
     def once(host, port, **_):
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
@@ -141,15 +150,10 @@ def test_a_name_is_resolved_once(server, tmp_path, monkeypatch):
             once(host, port) if host == "images.example" else real(host, port, *a, **k)
         ),
     )
-    fetch(
-        f"http://images.example:{server.server_port}/image",
-        tmp_path / "f",
-        sha256=DIGEST,
-        allow=["127.0.0.1/32"],
-        max_bytes=1 << 20,
-        progress=SILENT,
-    )
-    assert server.hosts == [f"images.example:{server.server_port}"]
+    remote = Remote(f"http://images.example:{web.server_port}/image", allow=["127.0.0.1/32"])
+    assert web.hosts == [f"images.example:{web.server_port}"]
+    with pytest.raises(InvalidInput, match=r"10\.0\.0\.1"):
+        remote.read(0, 1)
 
 
 @pytest.mark.parametrize(
@@ -173,24 +177,13 @@ def test_public_addresses(address):
 def test_no_credential_is_recorded():
     assert plain("https://me:secret@h.example/a/b?sig=secret#x") == "https://h.example/a/b"
     with pytest.raises(InvalidInput, match="user or password"):
-        fetch(
-            "https://me:pw@h.example/x",
-            Path("/nonexistent"),
-            sha256=DIGEST,
-            max_bytes=1,
-            progress=SILENT,
-        )
+        Remote("https://me:pw@h.example/x")
 
 
 @pytest.mark.parametrize(
     "url",
     ["http://[x", "http://[::1", f"http://{'a' * 70}.com/", "http://a..b/", "http://ab\ud800c/"],
 )
-def test_what_is_no_url_is_said(url, tmp_path):
+def test_what_is_no_url_is_said(url):
     with pytest.raises(InvalidInput):
-        fetch(url, tmp_path / "f", sha256=DIGEST, max_bytes=1 << 20, progress=SILENT)
-
-
-def test_a_redirect_to_what_is_no_url_is_said(server, tmp_path):
-    with pytest.raises(ToolFailed, match="no URL"):
-        get(server, "/astray", tmp_path / "f")
+        Remote(url)

@@ -3,7 +3,7 @@
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -30,6 +30,8 @@ _MAGIC: Final = {
     Packing.XZ: b"\xfd7zXZ\0",
     Packing.ZSTD: b"\x28\xb5\x2f\xfd",
 }
+#: So many bytes tell the compression.
+HEAD: Final = 6
 _INPUT: Final = 64 << 10
 #: zstandard cannot bound what a piece of input unpacks to; 1 KiB of run-length blocks is 32 MiB.
 _ZSTD_INPUT: Final = 1 << 10
@@ -102,7 +104,11 @@ _UNPACKERS: Final[Mapping[Packing, Callable[[], _Unpacker]]] = {
 
 def packing(window: Window) -> Packing | None:
     """The compression that a file's first bytes name."""
-    head = window.read(0, min(window.size, 6))
+    return packing_of(window.read(0, min(window.size, HEAD)))
+
+
+def packing_of(head: bytes) -> Packing | None:
+    """The compression that the first :data:`HEAD` bytes of a file name."""
     return next((kind for kind, magic in _MAGIC.items() if head.startswith(magic)), None)
 
 
@@ -128,19 +134,43 @@ def unpack(
     with ExitStack() as stack:
         fd = stack.enter_context(scratch_file(directory))
         advance = stack.enter_context(progress.phase(f"unpacking {kind}", window.size))
-        size, pending = 0, bytearray()
-        for block in _unpacked(window, kind, advance):
-            pending += block
-            if size + len(pending) > limit:
-                raise DiskRefused(
-                    f"it unpacks to more than {limit} bytes",
-                    hint="raise the limit, or unpack it where there is room",
-                )
-            if len(pending) >= _OUTPUT:  # whole pieces at whole places: so holes stay holes
-                size += _flush(fd, size, pending, len(pending) // PIECE * PIECE)
-        size += _flush(fd, size, pending, len(pending))
-        os.ftruncate(fd, size)
+        keep(_blocks(window, advance), kind, fd, limit=limit)
         return Window.open(fd)
+
+
+def keep(
+    blocks: Iterable[bytes],
+    kind: Packing | None,
+    fd: int,
+    *,
+    limit: int,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Write a stream to the fresh file ``fd``, unpacked, with holes for its zeros.
+
+    Args:
+        blocks: the stream, in pieces of any size.
+        kind: its compression; ``None``: it is written as it is.
+        fd: the file, empty.
+        limit: the most bytes that may come of it.
+        check: called now and then while it is written.
+
+    Raises:
+        DiskRefused: as :func:`unpack` does.
+    """
+    size, pending = 0, bytearray()
+    for block in blocks if kind is None else _unpacked(blocks, kind):
+        pending += block
+        if size + len(pending) > limit:
+            raise DiskRefused(
+                f"it unpacks to more than {limit} bytes",
+                hint="raise the limit, or unpack it where there is room",
+            )
+        if len(pending) >= _OUTPUT:  # whole pieces at whole places: so holes stay holes
+            size += _flush(fd, size, pending, len(pending) // PIECE * PIECE)
+            check()
+    size += _flush(fd, size, pending, len(pending))
+    os.ftruncate(fd, size)
 
 
 def _flush(fd: int, offset: int, pending: bytearray, count: int) -> int:
@@ -150,9 +180,16 @@ def _flush(fd: int, offset: int, pending: bytearray, count: int) -> int:
     return count
 
 
-def _unpacked(window: Window, kind: Packing, advance: Callable[[int], None]) -> Iterator[bytes]:
+def _blocks(window: Window, advance: Callable[[int], None]) -> Iterator[bytes]:
+    for offset in range(0, window.size, _OUTPUT):
+        block = window.read(offset, min(_OUTPUT, window.size - offset))
+        yield block
+        advance(len(block))
+
+
+def _unpacked(blocks: Iterable[bytes], kind: Packing) -> Iterator[bytes]:
     """Blocks of all members; each is at most ``_OUTPUT`` long (zstd: 32 MiB in the worst case)."""
-    feed = _Feed(window, _ZSTD_INPUT if kind is Packing.ZSTD else _INPUT, advance)
+    feed = _Feed(blocks, _ZSTD_INPUT if kind is Packing.ZSTD else _INPUT)
     members = 0
     while feed.more():
         try:
@@ -181,33 +218,38 @@ def _member(unpacker: _Unpacker, feed: "_Feed", kind: Packing) -> Iterator[bytes
 
 
 class _Feed:
-    """The packed bytes, in order; what a member leaves over is given back."""
+    """A stream in pieces of at most ``piece`` bytes; what a member leaves over is given back."""
 
-    def __init__(self, window: Window, piece: int, advance: Callable[[int], None]) -> None:
-        self._window, self._piece, self._advance = window, piece, advance
-        self._position = 0
+    def __init__(self, blocks: Iterable[bytes], piece: int) -> None:
+        self._blocks = iter(blocks)
+        self._piece = piece
+        self._held = memoryview(b"")
 
     def more(self) -> bool:
-        return self._position < self._window.size
+        while not self._held:
+            block = next(self._blocks, None)
+            if block is None:
+                return False
+            self._held = memoryview(block)
+        return True
 
     def take(self) -> bytes:
-        count = min(self._piece, self._window.size - self._position)
-        data = self._window.read(self._position, count)
-        self._position += count
-        self._advance(count)
-        return data
+        self.more()
+        data, self._held = self._held[: self._piece], self._held[self._piece :]
+        return bytes(data)
 
     def give_back(self, data: bytes) -> None:
-        self._position -= len(data)
-        self._advance(-len(data))
+        if data:
+            self._held = memoryview(data + bytes(self._held))
 
     def skip_padding(self) -> None:
         """Zeros in fours may follow an xz stream."""
-        while self._window.read(
-            self._position, min(4, self._window.size - self._position)
-        ) == bytes(4):
-            self._position += 4
-            self._advance(4)
+        while self.more():
+            while len(self._held) < 4 and (block := next(self._blocks, None)) is not None:
+                self._held = memoryview(bytes(self._held) + block)
+            if self._held[:4] != bytes(4):
+                return
+            self._held = self._held[4:]
 
 
 def pack(source: int, target: int, kind: Packing, *, progress: Progress = SILENT) -> None:

@@ -32,9 +32,10 @@ class OpenUpload:
 
 @contextmanager
 def open_upload(
-    source: str | os.PathLike[str] | int,
+    source: str | os.PathLike[str] | int | Window,
     *,
     scratch: Path,
+    packed: Packing | None = None,
     declared: str | None = None,
     vhd_size: SizeRule = "current",
     limit: int = MAX_VIRTUAL_SIZE,
@@ -45,8 +46,10 @@ def open_upload(
     When the block ends well, every byte read came from one state of the file.
 
     Args:
-        source: a path, or an open descriptor (duplicated, not closed).
+        source: a path, or an open descriptor (duplicated, not closed), or a window (not closed), of
+            which ``packed`` says whether it holds what a packed file unpacked to.
         scratch: a directory for what a packed file unpacks to (nameless, sparse).
+        packed: the compression that the file had and has no more.
         declared: the format that the user says the disk has, without its compression, or ``ova``.
         vhd_size: whose word counts for a VHD's size.
         limit: the most bytes that a disk may have, and that a packed file may unpack to.
@@ -57,9 +60,10 @@ def open_upload(
         Conflict: something wrote to the file meanwhile.
     """
     with ExitStack() as stack:
-        window = stack.enter_context(Window.open(source))
-        packed = packing(window)
-        if packed is not None:
+        window = source
+        if not isinstance(window, Window):
+            window = stack.enter_context(Window.open(window))
+        if packed is None and (packed := packing(window)) is not None:
             plain = unpack(window, packed, scratch, limit=limit, progress=progress)
             window = stack.enter_context(plain)
         appliance = None

@@ -4,19 +4,18 @@ A host name is resolved once; every address must be public (or allowed by name);
 exactly that address, and the same is done again at every redirect.
 """
 
-import hashlib
 import ipaddress
+import re
 import socket
-from collections.abc import Sequence
-from contextlib import closing
-from pathlib import Path
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import urllib3
 from urllib3.response import BaseHTTPResponse
 
-from calotype.errors import CalotypeError, InvalidInput, ToolFailed
-from calotype.progress import Progress
+from calotype.errors import Conflict, InvalidInput, ToolFailed
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -27,44 +26,129 @@ _INSIDE = tuple(
 )
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
+_PASSING = frozenset({429, 500, 502, 503, 504})
+_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each further try
 _BLOCK = 1 << 20
 
 
-def fetch(
-    url: str,
-    target: Path,
-    *,
-    sha256: str,
-    allow: Sequence[str] = (),
-    max_bytes: int,
-    progress: Progress,
-) -> None:
-    """Download ``url`` to ``target`` and check it.
+class Remote:
+    """A file behind a URL, read as a stream or in ranges; one state of it, whatever the network does.
 
-    Args:
-        url: ``http`` or ``https``, without user or password.
-        target: The file to write.
-        sha256: What the bytes must hash to (hex).
-        allow: Networks (CIDR) that may be reached although they are not public.
-        max_bytes: The most that is accepted.
-        progress: Told the bytes.
-
-    Raises:
-        InvalidInput: the URL, an address behind it, its size or its checksum is refused.
-        ToolFailed: the server does not deliver.
+    A connection that breaks is made again, and goes on where it was, when the server knows ranges. Every
+    answer must be of the same length and validator (ETag, or time of the last change) as the first.
     """
-    networks = [_network(text) for text in allow]
-    _split(url)
-    try:
-        with closing(_open(url, networks)) as response:
-            digest = _save(response, target, max_bytes, progress)
-    except urllib3.exceptions.HTTPError as error:
-        raise ToolFailed(f"cannot fetch {plain(url)}: {error}") from error
-    if digest != sha256.lower():
-        raise InvalidInput(
-            f"{plain(url)} has SHA-256 {digest}, not {sha256.lower()}",
-            hint="the file changed or was tampered with; check the publisher's checksum",
-        )
+
+    def __init__(self, url: str, *, allow: Sequence[str] = ()) -> None:
+        """Ask for the file.
+
+        Args:
+            url: ``http`` or ``https``, without user or password.
+            allow: Networks (CIDR) that may be reached although they are not public.
+
+        Raises:
+            InvalidInput: the URL, or an address behind it, is refused.
+            ToolFailed: the server does not deliver.
+        """
+        self._networks = [_network(text) for text in allow]
+        self.url = url
+        _split(url)
+        with self._asked(0, _BLOCK) as response:
+            self.ranges = response.status == 206
+            self.size = _total(response)
+            self._validator = _validator(response)
+
+    def stream(self, start: int = 0) -> Iterator[bytes]:
+        """The bytes from ``start`` to the end.
+
+        Raises:
+            ToolFailed: the server does not deliver, also not after several tries.
+            Conflict: the file was changed meanwhile.
+        """
+        at, tries = start, 0
+        while self.size is None or at < self.size:
+            try:
+                with self._checked(at, None) as response:
+                    for block in response.stream(_BLOCK, decode_content=False):
+                        yield block
+                        at += len(block)
+                        tries = 0
+                if self.size is None or at >= self.size:
+                    break
+                raise urllib3.exceptions.IncompleteRead(at, self.size - at)
+            except urllib3.exceptions.HTTPError as error:
+                tries += 1
+                if not self.ranges or tries > len(_PAUSES):
+                    raise ToolFailed(f"cannot fetch {plain(self.url)}: {error}") from error
+                self._pause(tries)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes at ``offset``; only where the server knows ranges.
+
+        Raises:
+            ToolFailed: the server does not deliver, also not after several tries.
+            Conflict: the file was changed meanwhile.
+        """
+        for tries in range(1, len(_PAUSES) + 2):
+            try:
+                with self._checked(offset, offset + length) as response:
+                    data = response.read(length, decode_content=False)
+                if len(data) == length:
+                    return data
+                raise urllib3.exceptions.IncompleteRead(len(data), length)
+            except urllib3.exceptions.HTTPError as error:
+                if tries > len(_PAUSES):
+                    raise ToolFailed(f"cannot fetch {plain(self.url)}: {error}") from error
+                self._pause(tries)
+        raise AssertionError
+
+    def _pause(self, tries: int) -> None:
+        time.sleep(_PAUSES[tries - 1])
+
+    @contextmanager
+    def _checked(self, start: int, end: int | None) -> Iterator[BaseHTTPResponse]:
+        """An answer that begins at ``start``, and is of the file that was asked for first."""
+        with self._asked(start, end) as response:
+            whole = response.status == 200
+            if (
+                (whole and start)
+                or _total(response) != self.size
+                or (_validator(response) != self._validator)
+            ):
+                raise Conflict(
+                    f"{plain(self.url)} was changed while it was fetched", hint="try again"
+                )
+            if not whole and _first(response) != start:
+                raise ToolFailed(f"{plain(self.url)} answers with other bytes than asked for")
+            yield response
+
+    @contextmanager
+    def _asked(self, start: int, end: int | None) -> Iterator[BaseHTTPResponse]:
+        last = "" if end is None else str(end - 1)
+        try:
+            with closing(_open(self.url, self._networks, f"bytes={start}-{last}")) as response:
+                yield response
+        except urllib3.exceptions.HTTPError as error:
+            if hasattr(self, "_validator"):
+                raise
+            raise ToolFailed(f"cannot fetch {plain(self.url)}: {error}") from error
+
+
+def _total(response: BaseHTTPResponse) -> int | None:
+    """The size of the whole file, as far as an answer tells."""
+    text = response.headers.get("Content-Length", "")
+    if response.status == 206:
+        text = response.headers.get("Content-Range", "").rpartition("/")[2]
+    return int(text) if text.isdecimal() and len(text) < 20 else None
+
+
+def _first(response: BaseHTTPResponse) -> int:
+    """The first byte of a partial answer."""
+    found = re.match(r"bytes (\d{1,19})-", response.headers.get("Content-Range", ""))
+    return int(found[1]) if found else -1
+
+
+def _validator(response: BaseHTTPResponse) -> str | None:
+    return response.headers.get("ETag") or response.headers.get("Last-Modified")
 
 
 def plain(url: str) -> str:
@@ -100,12 +184,15 @@ def _network(text: str) -> Network:
         raise InvalidInput(f"'{text}' is not a network", hint="write 192.168.1.0/24") from error
 
 
-def _open(url: str, allow: Sequence[Network]) -> BaseHTTPResponse:
-    """The answer to a GET, after redirects, with its body unread."""
+def _open(url: str, allow: Sequence[Network], wanted: str) -> BaseHTTPResponse:
+    """The answer to a GET for a range, after redirects, with its body unread."""
     for _ in range(_MAX_REDIRECTS + 1):
-        response = _get(_split(url), allow)
-        if response.status == 200:
+        response = _get(_split(url), allow, wanted)
+        if response.status in (200, 206):
             return response
+        if response.status in _PASSING:
+            response.close()
+            raise urllib3.exceptions.HTTPError(f"it answers {response.status}")
         location = response.headers.get("Location")
         response.close()
         if response.status not in _REDIRECTS or location is None:
@@ -119,7 +206,7 @@ def _open(url: str, allow: Sequence[Network]) -> BaseHTTPResponse:
     raise ToolFailed(f"{plain(url)} redirects more than {_MAX_REDIRECTS} times")
 
 
-def _get(parts: SplitResult, allow: Sequence[Network]) -> BaseHTTPResponse:
+def _get(parts: SplitResult, allow: Sequence[Network], wanted: str) -> BaseHTTPResponse:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidInput(f"'{parts.geturl()}' is not an http or https URL")
     if parts.username is not None or parts.password is not None:
@@ -144,6 +231,7 @@ def _get(parts: SplitResult, allow: Sequence[Network]) -> BaseHTTPResponse:
             "Host": _authority(host, parts),
             "User-Agent": "calotype",
             "Accept-Encoding": "identity",
+            "Range": wanted,
         },
         redirect=False,
         retries=False,
@@ -193,25 +281,3 @@ def _resolve(host: str, port: int, allow: Sequence[Network]) -> Address:
         raise ToolFailed(f"cannot resolve {host}: {error}") from error
     addresses = [check_address(str(entry[4][0]).partition("%")[0], allow) for entry in found]
     return addresses[0]
-
-
-def _save(response: BaseHTTPResponse, target: Path, max_bytes: int, progress: Progress) -> str:
-    length = response.headers.get("Content-Length", "")
-    total = int(length) if length.isdecimal() and len(length) < 20 else None
-    if total is not None and total > max_bytes:
-        raise _too_big(max_bytes)
-    digest = hashlib.sha256()
-    done = 0
-    with target.open("xb") as file, progress.phase("download", total) as advance:
-        for block in response.stream(_BLOCK, decode_content=False):
-            done += len(block)
-            if done > max_bytes:
-                raise _too_big(max_bytes)
-            digest.update(block)
-            file.write(block)
-            advance(len(block))
-    return digest.hexdigest()
-
-
-def _too_big(max_bytes: int) -> CalotypeError:
-    return InvalidInput(f"the file is larger than the {max_bytes} bytes that fit here")

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from io import FileIO
 from pathlib import Path
 
 from calotype.disk.gate import Format
@@ -12,7 +11,7 @@ from calotype.disk.ova import Appliance
 from calotype.disk.upload import OpenUpload, open_upload
 from calotype.engine import look, names
 from calotype.engine.context import Context
-from calotype.engine.sources import LocalFile, Upload, fetch_source, hashing
+from calotype.engine.sources import Source, Upload, open_source, require_sha256
 from calotype.errors import Conflict, DiskRefused, InvalidInput
 from calotype.guest import Inspection, inspect
 from calotype.model import (
@@ -69,7 +68,7 @@ class _Uploaded:
     ingested: Ingested
     format: str
     sha256: str
-    source: LocalFile
+    source: Source
     appliance: Appliance | None
 
 
@@ -127,11 +126,8 @@ def _require_same(
     elif upload.location == "-":
         raise taken
     else:
-        with (
-            FileIO(fetch_source(context, upload, scratch).path) as file,
-            hashing(file) as future,
-        ):
-            digest = future.result()
+        with open_source(context, upload, scratch) as source:
+            digest = source.sha256()
     if digest != existing.provenance.sha256:
         raise taken
     for lun, other in data.items():
@@ -145,13 +141,12 @@ def _by_lun(image: Image) -> dict[int, ImageDisk]:
 
 def _take_in(context: Context, lun: int | None, upload: Upload, scratch: Path) -> list[_Uploaded]:
     """Put an upload into the store: one disk, or all disks of an OVA."""
-    source = fetch_source(context, upload, scratch)
     with (
-        FileIO(source.path) as file,  # opened once: what is hashed is what is read
-        hashing(file) as digest,
+        open_source(context, upload, scratch) as source,
         open_upload(
-            file.fileno(),
+            source.window,
             scratch=scratch,
+            packed=source.packed,
             declared=upload.format,
             vhd_size=upload.vhd_size,
             progress=context.progress,
@@ -159,11 +154,11 @@ def _take_in(context: Context, lun: int | None, upload: Upload, scratch: Path) -
     ):
         _hold_to_name(source, upload, opened)
         ingested = [
-            context.repository.ingest(image.disk, progress=context.progress) for image in opened
+            context.repository.ingest(source.follow(image.disk), progress=context.progress)
+            for image in opened
         ]
-        sha256 = digest.result()
-    if upload.sha256 and upload.sha256.lower() != sha256:
-        raise InvalidInput(f"'{source.shown}' has SHA-256 {sha256}, not {upload.sha256.lower()}")
+        sha256 = source.sha256()
+    require_sha256(source.shown, sha256, upload.sha256)
     return [
         _Uploaded(
             disk=ImageDisk(
@@ -182,7 +177,7 @@ def _take_in(context: Context, lun: int | None, upload: Upload, scratch: Path) -
     ]
 
 
-def _hold_to_name(source: LocalFile, upload: Upload, opened: OpenUpload) -> None:
+def _hold_to_name(source: Source, upload: Upload, opened: OpenUpload) -> None:
     """A file that is named as a format and is not in it was cut off, or renamed: not taken for raw."""
     name = source.shown.lower()
     suffix = next((kind for kind in _NAMED if name.endswith(f".{kind}")), None)

@@ -1,4 +1,9 @@
-"""Where an upload comes from: a file, a block device, a URL, standard input — made one open file."""
+"""Where an upload comes from: a file, a block device, a URL, standard input — made one open window.
+
+A file is read where it lies, and so is a raw disk behind a URL. Any other stream is written, unpacked and
+without its zeros, to a file without a name in the operation's directory: formats have tables at their ends,
+file systems all over the disk, and a stream can be read but once. A killed command leaves nothing of it.
+"""
 
 import errno
 import hashlib
@@ -7,18 +12,25 @@ import shutil
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from io import FileIO
+from itertools import chain
 from pathlib import Path
 
+from calotype.disk.base import Disk
+from calotype.disk.compression import HEAD, Packing, keep, packing, packing_of
+from calotype.disk.draft import scratch_file
+from calotype.disk.gate import MAX_VIRTUAL_SIZE, Format, parse_format, sniff
+from calotype.disk.ova import is_ova
 from calotype.disk.vhd import SizeRule
-from calotype.engine import names
+from calotype.disk.window import Window
 from calotype.engine.context import Context
-from calotype.engine.fetch import fetch, plain
-from calotype.errors import InvalidInput, NotFound
+from calotype.engine.fetch import Remote, plain
+from calotype.engine.remote import RemoteFile
+from calotype.errors import DiskRefused, InvalidInput, NotFound
 from calotype.model import Caching, SourceKind
 
 _BLOCK = 4 << 20
@@ -48,73 +60,190 @@ class Upload:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LocalFile:
-    """An upload on this machine, not yet looked at."""
+class Source:
+    """An upload that can be read, not yet looked at."""
 
-    path: Path
+    window: Window
     kind: SourceKind
     shown: str  # as it is recorded: never a credential
+    sha256: Callable[[], str]  # of what was uploaded (hex); waits until all of it is read
+    packed: Packing | None = None  # it was packed so, and is not any more
+    begin: Callable[[], None] | None = None  # to be called when it will be read once, in order
+
+    def follow(self, disk: Disk) -> Disk:
+        """A disk of this upload, as the store is to read it."""
+        return _Followed(disk, self.begin) if self.begin is not None else disk
 
 
-def fetch_source(context: Context, upload: Upload, scratch: Path) -> LocalFile:
-    """Bring an upload to this machine.
+class _Followed:
+    """A disk that wants to know when it is read in order; a :class:`calotype.store.Followed`."""
+
+    def __init__(self, disk: Disk, begin: Callable[[], None]) -> None:
+        self.size = disk.size
+        self.extents = disk.extents
+        self.read_into = disk.read_into
+        self.close = disk.close
+        self.begin = begin
+
+
+@contextmanager
+def open_source(context: Context, upload: Upload, scratch: Path) -> Iterator[Source]:
+    """Open an upload for reading.
 
     Raises:
         NotFound: no such file.
-        InvalidInput: a URL without a checksum, or that is refused; a path that is no file.
+        InvalidInput: a URL without a checksum, or that is refused; a path that is no file; a stream
+            that does not fit on this machine.
+        DiskRefused: a packed stream is damaged.
+        ToolFailed: a server does not deliver.
     """
     if upload.location == "-":
-        return LocalFile(
-            path=_spool(context, scratch), kind=SourceKind.STDIN, shown="standard input"
-        )
-    if upload.location.startswith(("http://", "https://")):
-        return _download(context, upload, scratch)
-    if "://" in upload.location:
+        opened = _stdin(context, scratch)
+    elif upload.location.startswith(("http://", "https://")):
+        opened = _url(context, upload, scratch)
+    elif "://" in upload.location:
         raise InvalidInput(f"'{plain(upload.location)}' is not an http or https URL")
+    else:
+        opened = _local(upload)
+    with opened as source:
+        yield source
+
+
+@contextmanager
+def _local(upload: Upload) -> Iterator[Source]:
     path = Path(upload.location)
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise NotFound(f"there is no file '{path}'") from None
-    if stat.S_ISREG(mode) and upload.recipe is not None:
-        return LocalFile(path=path, kind=SourceKind.RECIPE, shown=upload.recipe)
-    if stat.S_ISREG(mode):
-        return LocalFile(path=path, kind=SourceKind.FILE, shown=path.name)
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise InvalidInput(f"'{path}' is neither a file nor a block device")
+    kind, shown = SourceKind.FILE, path.name
     if stat.S_ISBLK(mode):
-        return LocalFile(path=path, kind=SourceKind.DEVICE, shown=str(path))
-    raise InvalidInput(f"'{path}' is neither a file nor a block device")
+        kind, shown = SourceKind.DEVICE, str(path)
+    elif upload.recipe is not None:
+        kind, shown = SourceKind.RECIPE, upload.recipe
+    with (
+        FileIO(path) as file,  # opened once: what is hashed is what is read
+        Window.open(file.fileno()) as window,
+        hashing(file) as digest,
+    ):
+        yield Source(window=window, kind=kind, shown=shown, sha256=digest.result)
 
 
-def _download(context: Context, upload: Upload, scratch: Path) -> LocalFile:
+@contextmanager
+def _stdin(context: Context, scratch: Path) -> Iterator[Source]:
+    blocks = iter(lambda: sys.stdin.buffer.read(_BLOCK), b"")
+    with _kept(blocks, scratch, context.progress.phase("standard input")) as kept:
+        yield Source(
+            window=kept.window,
+            kind=SourceKind.STDIN,
+            shown="standard input",
+            sha256=kept.sha256,
+            packed=kept.packed,
+        )
+
+
+@contextmanager
+def _url(context: Context, upload: Upload, scratch: Path) -> Iterator[Source]:
     if upload.sha256 is None:
         raise InvalidInput(
             "a URL needs a checksum",
             hint="add --checksum with the SHA-256 that its publisher names",
         )
-    target = scratch / names.new_id()
-    fetch(
-        upload.location,
-        target,
-        sha256=upload.sha256,
-        allow=upload.allow_addresses,
-        max_bytes=_room(scratch),
-        progress=context.progress,
-    )
-    return LocalFile(path=target, kind=SourceKind.URL, shown=plain(upload.location))
+    remote = Remote(upload.location, allow=upload.allow_addresses)
+    kind, shown = SourceKind.URL, plain(upload.location)
+    if remote.ranges and remote.size is not None:
+        with scratch_file(scratch) as fd:
+            file = RemoteFile(remote, fd)
+            with file.window() as window:
+                if _is_raw(window, upload):
+                    yield Source(
+                        window=window,
+                        kind=kind,
+                        shown=shown,
+                        sha256=file.sha256,
+                        begin=file.begin,
+                    )
+                    return
+    phase = context.progress.phase("download", remote.size)
+    with _kept(remote.stream(), scratch, phase) as kept:
+        # Nothing is made of bytes that are not those that the user meant.
+        require_sha256(shown, kept.sha256(), upload.sha256)
+        yield Source(
+            window=kept.window, kind=kind, shown=shown, sha256=kept.sha256, packed=kept.packed
+        )
 
 
-def _spool(context: Context, scratch: Path) -> Path:
-    """Standard input as a file: formats with tables at their end cannot be read as a stream."""
-    target = scratch / names.new_id()
+def require_sha256(shown: str, found: str, wanted: str | None) -> None:
+    """Refuse an upload that is not what its user said.
+
+    Raises:
+        InvalidInput: it has another checksum.
+    """
+    if wanted is not None and wanted.lower() != found:
+        raise InvalidInput(
+            f"'{shown}' has SHA-256 {found}, not {wanted.lower()}",
+            hint="the file changed or was tampered with; check the publisher's checksum",
+        )
+
+
+def _is_raw(window: Window, upload: Upload) -> bool:
+    """Whether a remote file is a plain raw disk; what it says wrongly is found again at the gate."""
+    declared = parse_format(upload.format) if upload.format not in (None, "ova") else None
+    if packing(window) is not None or is_ova(window):
+        return False
+    try:
+        return sniff(window, declared) is Format.RAW
+    except DiskRefused:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kept:
+    """A stream that was read to its end."""
+
+    window: Window
+    packed: Packing | None
+    digest: str
+
+    def sha256(self) -> str:
+        return self.digest
+
+
+@contextmanager
+def _kept(
+    blocks: Iterator[bytes],
+    scratch: Path,
+    phase: AbstractContextManager[Callable[[int], None]],
+) -> Iterator[_Kept]:
+    """A stream as a nameless file: unpacked, with holes for its zeros."""
+    digest = hashlib.sha256()
     room = _room(scratch)
-    with target.open("xb") as file, context.progress.phase("standard input") as advance:
-        while block := sys.stdin.buffer.read(_BLOCK):
-            room -= len(block)
-            if room < 0:
-                raise InvalidInput("standard input does not fit on this disk")
-            file.write(block)
-            advance(len(block))
-    return target
+    with scratch_file(scratch) as fd:
+
+        def check() -> None:
+            if os.fstat(fd).st_blocks * 512 > room:
+                raise InvalidInput(f"the upload is larger than the {room} bytes that fit here")
+
+        with phase as advance:
+            stream = _counted(blocks, digest.update, advance)
+            head = b""
+            while len(head) < HEAD and (block := next(stream, None)) is not None:
+                head += block
+            packed = packing_of(head[:HEAD])
+            keep(chain([head], stream), packed, fd, limit=MAX_VIRTUAL_SIZE, check=check)
+        with Window.open(fd) as window:
+            yield _Kept(window=window, packed=packed, digest=digest.hexdigest())
+
+
+def _counted(
+    blocks: Iterator[bytes], update: Callable[[bytes], None], advance: Callable[[int], None]
+) -> Iterator[bytes]:
+    for block in blocks:
+        update(block)
+        yield block
+        advance(len(block))
 
 
 def _room(path: Path) -> int:

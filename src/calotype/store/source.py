@@ -2,12 +2,23 @@
 
 from array import array
 from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from calotype.disk.base import Disk, Extent
 from calotype.errors import InvalidInput
 from calotype.store.digest import Ints
+
+
+@runtime_checkable
+class Followed(Protocol):
+    """A disk that is told when its data is read: once, and about from its beginning to its end."""
+
+    def begin(self) -> None:
+        """Only the data is read from now on."""
+        ...
+
 
 _NEAR = 64 << 10  # holes shorter than this are read as data
 
@@ -118,6 +129,11 @@ class Source:
         self.disk = disk
         self.runs = runs
         self.size = disk.size
+
+    def begin(self) -> None:
+        """Tell the disk, if it wants to know, that its data is read now."""
+        if isinstance(self.disk, Followed):
+            self.disk.begin()
 
     def fill(self, offset: int, view: memoryview) -> int:
         """Fill ``view`` with the bytes at ``offset``; how many of them were read."""
