@@ -13,6 +13,8 @@ from calotype.store.pack import Kind, Pack
 from calotype.store.packset import PackSet
 from calotype.store.packwriter import PackWriter
 
+_FIRST = 32 << 20  # stored bytes of an ingest's first pack
+
 
 @dataclass(slots=True)
 class Counts:
@@ -55,7 +57,10 @@ class Intake:
         self._refused: set[str] = set()
         self._claimed: dict[Kind, set[bytes]] = {kind: set() for kind in Kind}
         self._lock = threading.Lock()
-        self.writers = {kind: PackWriter(objects, kind, domain.name, self._sealed) for kind in Kind}
+        self.writers = {
+            kind: PackWriter(objects, kind, domain.name, self._sealed, first=_FIRST)
+            for kind in Kind
+        }
 
     @property
     def stored_bytes(self) -> int:
@@ -127,6 +132,10 @@ class Intake:
         """Make the chunks durable, then the leaves that name them."""
         self.writers[Kind.DATA].finish()
         self.writers[Kind.LEAF].finish()
+
+    def keep(self) -> None:
+        """Make the chunks durable that were taken in so far: for an ingest that will be repeated."""
+        self.writers[Kind.DATA].finish()
 
     def abort(self) -> None:
         """Drop what is not sealed."""

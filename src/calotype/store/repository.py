@@ -177,6 +177,9 @@ class Repository:
                 leaves, counts = self._changed(disk, base, changed, intake, progress)
             root = Root(domain, disk.size, self._config.chunking.region, leaves).encode()
             intake.finish()
+        except (KeyboardInterrupt, SystemExit):
+            intake.keep()  # who stops an upload may go on with it later
+            raise
         finally:
             intake.abort()
         # What this ingest found rather than wrote must be as durable as the root that relies on it.
