@@ -16,12 +16,13 @@ import secrets
 import shutil
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from blake3 import blake3
 
+from calotype.store.directory import write_all
 from calotype.store.objects import Bytes
 
 log = logging.getLogger("calotype.store")
@@ -74,34 +75,41 @@ class BlockFiles:
             return None
         return Block(data, _SIZE.unpack(tail[:-32])[0])
 
-    def write(self, entry: str, number: int, block: Block) -> None:
-        """Keep a block, and remove old ones when there is no room."""
-        size = _SIZE.pack(block.size)
-        length = len(block.data) + _TAIL
-        if length > self._limit:
-            return
-        temporary = os.path.join(self._path, "tmp", f"{os.getpid()}-{secrets.token_hex(8)}")
+    def write(self, entry: str, first: int, blocks: Sequence[Block]) -> None:
+        """Keep consecutive blocks of an object, and remove old ones when there is no room."""
+        written: list[str] = []
         try:
-            with open(temporary, "xb", opener=_private) as file:
-                file.write(block.data)
-                file.write(size)
-                file.write(_digest(entry, number, block.data, size))
+            for number, block in enumerate(blocks, first):
+                written.append(self._temporary(entry, number, block))
             with self._usage() as usage:
-                self._place(temporary, self._file(entry, number))
-                usage.add(length)
+                for number, path in enumerate(written, first):
+                    usage.add(os.stat(path).st_size)
+                    self._place(path, self._file(entry, number))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+            for path in written:
+                self._remove(path)
             self._warn(error)
+
+    def _temporary(self, entry: str, number: int, block: Block) -> str:
+        size = _SIZE.pack(block.size)
+        path = os.path.join(self._path, "tmp", f"{os.getpid()}-{secrets.token_hex(8)}")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(fd, [block.data, size, _digest(entry, number, block.data, size)])
+        except OSError:
+            self._remove(path)
+            raise
+        finally:
+            os.close(fd)
+        return path
 
     @staticmethod
     def _place(temporary: str, path: str) -> None:
-        for _ in range(3):  # an eviction may remove the directory between the two calls
+        try:
+            os.rename(temporary, path)
+        except FileNotFoundError:  # it is the first block of its object
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(temporary, path)
-                return
-        raise OSError("the cache's directories keep vanishing")
+            os.rename(temporary, path)
 
     def drop(self, entry: str) -> None:
         """Remove all blocks of an object."""
@@ -191,7 +199,3 @@ class _Usage:
 
 def _digest(entry: str, number: int, data: Bytes, size: bytes | bytearray) -> bytes:
     return blake3(data).update(bytes(size) + f"{entry}/{number}".encode()).digest()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)

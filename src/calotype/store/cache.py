@@ -126,15 +126,16 @@ class CacheStore:
             and len(block.data) == min(self._block, size - number * self._block)
         )
 
-    def _keep(self, key: str, first: int, data: bytes, size: int) -> dict[int, Block | None]:
+    def _keep(self, key: str, first: int, data: bytes, size: int) -> dict[int, Block]:
         """Keep ``data``, which starts at block ``first``, as blocks."""
-        kept: dict[int, Block | None] = {}
         view = memoryview(data)
-        for n, at in enumerate(range(0, max(1, len(data)), self._block), first):
-            kept[n] = block = Block(view[at : at + self._block], size)
-            self._files.write(self._entry(key), n, block)
+        blocks = [
+            Block(view[at : at + self._block], size)
+            for at in range(0, max(1, len(data)), self._block)
+        ]
+        self._files.write(self._entry(key), first, blocks)
         self._sizes[key] = size
-        return kept
+        return dict(enumerate(blocks, first))
 
     def _entry(self, key: str) -> str:
         """The name of an object in the cache."""
