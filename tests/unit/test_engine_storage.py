@@ -200,3 +200,16 @@ def test_checks_in_parts_come_round(context):
 def test_a_sample_is_a_share(context):
     with pytest.raises(InvalidInput):
         storage.check(context, sample=1.5)
+
+
+def test_recompression_takes_less_and_is_not_done_twice(context):
+    text = b"".join(b"%d is not %d, %x\n" % (i, i * i, i**3) for i in range(100_000))
+    data = text + bytes(-len(text) % 4096)
+    found = image(context, "one", data)
+    before = storage.stats(context).stored
+    first = storage.prune(context, grace=NOW, recompress=True)
+    assert first.repacked
+    assert storage.stats(context).stored < 0.9 * before
+    assert content(context, found) == data
+    assert storage.check(context).ok
+    assert not storage.prune(context, grace=NOW, recompress=True).repacked

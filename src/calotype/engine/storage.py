@@ -21,6 +21,8 @@ from calotype.store.repair import RepairReport
 from calotype.store.repository import Repository
 from calotype.store.verified import Verified
 
+_COLD = 15  # the level of zstd for what stays: the next ones are twice as slow and gain 1 %
+
 
 @dataclass(frozen=True, slots=True)
 class ImageUsage:
@@ -157,7 +159,12 @@ def check(
 
 
 def prune(
-    context: Context, *, grace: timedelta, empty: bool = False, dry_run: bool = False
+    context: Context,
+    *,
+    grace: timedelta,
+    recompress: bool = False,
+    empty: bool = False,
+    dry_run: bool = False,
 ) -> PruneReport:
     """Give back what no image and no disk needs; safe beside all other commands.
 
@@ -167,7 +174,11 @@ def prune(
     if not dry_run:
         _forget_unused(context)
     return context.repository.prune(
-        grace=grace, empty=empty, dry_run=dry_run, progress=context.progress
+        grace=grace,
+        level=_COLD if recompress else None,
+        empty=empty,
+        dry_run=dry_run,
+        progress=context.progress,
     )
 
 

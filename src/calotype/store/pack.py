@@ -22,7 +22,7 @@ from calotype.store.objects import ReadableStore
 
 PREFIX = "packs/"
 HEADER = b"CALOPACK"
-_FOOT = struct.Struct("<8sHHIII64s")
+_FOOT = struct.Struct("<8sHBBIII64s")
 _FOOT_MAGIC = b"CALOFOOT"
 _TRAILER = struct.Struct("<Q32s8s")
 _TRAILER_MAGIC = b"CALOTAIL"
@@ -73,6 +73,7 @@ class Pack:
     id: str
     kind: Kind
     domain: str
+    level: int  # of zstd, at which all its frames were compressed; 0: not said
     size: int  # of the object, in bytes
     foot: bytes  # the footer; the arrays are views of it
     digests: Bytes32
@@ -97,6 +98,7 @@ class Pack:
             id=key.removeprefix(PREFIX),
             kind=Kind.DATA,
             domain="",
+            level=0,
             size=0,
             foot=b"",
             digests=rows,
@@ -136,14 +138,15 @@ class Pack:
         return self.lengths * ratio[self.chunk_frame]
 
 
-def footer(kind: Kind, domain: str, rows: Sequence[FrameRow]) -> bytes:
+def footer(kind: Kind, domain: str, rows: Sequence[FrameRow], level: int = 0) -> bytes:
     """The footer of a pack of these frames.
 
     It holds a random number, so that the id of a pack that was deleted does not come back.
     """
     chunks = sum(len(r.digests) for r in rows)
     nonce = secrets.randbits(32)
-    head = _FOOT.pack(_FOOT_MAGIC, _VERSION, kind, chunks, len(rows), nonce, pack_name(domain))
+    name = pack_name(domain)
+    head = _FOOT.pack(_FOOT_MAGIC, _VERSION, kind, level, chunks, len(rows), nonce, name)
     lengths = [n for r in rows for n in r.lengths]
     columns = (
         lengths,
@@ -213,7 +216,7 @@ def parse(foot: bytes, name: str, size: int) -> Pack:
         StoreDamaged: no pack of this size has this footer.
     """
     key = PREFIX + name
-    magic, version, kind, chunks, frames, _nonce, padded = _FOOT.unpack_from(foot)
+    magic, version, kind, level, chunks, frames, _nonce, padded = _FOOT.unpack_from(foot)
     if magic != _FOOT_MAGIC:
         raise _damaged(key, "has no valid footer")
     if version != _VERSION:
@@ -233,6 +236,7 @@ def parse(foot: bytes, name: str, size: int) -> Pack:
         id=name,
         kind=Kind(kind),
         domain=domain,
+        level=level,
         size=size,
         foot=foot,
         digests=fields.rows(chunks),

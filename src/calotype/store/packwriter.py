@@ -15,7 +15,7 @@ class PackWriter:
 
     With ``first``, the first pack is sealed when it has so many stored bytes, and each one after it at twice
     as many as the one before, up to the usual size: what is lost when a process is killed is what is in an
-    unsealed pack.
+    unsealed pack. ``level`` is that of zstd at which every frame is compressed, where that is to be known.
     """
 
     def __init__(
@@ -26,6 +26,7 @@ class PackWriter:
         on_sealed: Callable[[Pack], None],
         *,
         first: int = SEALED_AT,
+        level: int = 0,
     ) -> None:
         self._objects = objects
         self._kind = kind
@@ -34,6 +35,7 @@ class PackWriter:
         self._lock = threading.Lock()
         self._open: _OpenPack | None = None
         self._limit = first
+        self._level = level
         self.stored_bytes = 0  # of everything appended, before footers
 
     def append(self, frames: Sequence[Frame]) -> None:
@@ -68,7 +70,7 @@ class PackWriter:
 
     def _seal(self, full: "_OpenPack") -> None:
         try:
-            self._on_sealed(full.seal(self._kind, self._domain))
+            self._on_sealed(full.seal(self._kind, self._domain, self._level))
         finally:
             full.writer.abort()
 
@@ -87,8 +89,8 @@ class _OpenPack:
         self.chunks += sum(len(f.row.digests) for f in frames)
         self._rows += [f.row for f in frames]
 
-    def seal(self, kind: Kind, domain: str) -> Pack:
-        foot = footer(kind, domain, self._rows)
+    def seal(self, kind: Kind, domain: str, level: int) -> Pack:
+        foot = footer(kind, domain, self._rows, level)
         name, tail = trailer(foot)
         self.writer.write([foot, tail])
         self.writer.commit(PREFIX + name)

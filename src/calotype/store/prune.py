@@ -137,7 +137,7 @@ class Pruner:
         self.report.dry_run = True
         self._look()
         kept = self._kept()
-        moving = candidates(self._unjudged(), kept, self.policy.share)
+        moving = candidates(self._unjudged(), kept, self.policy.share, self.policy.level)
         self.report.repacked = len(moving)
         self.report.moved = sum(_stored(p, kept[p.key]) for p in moving)
         dead = {key for key, bits in kept.items() if not bits.any()} | {p.key for p in moving}
@@ -251,7 +251,7 @@ class Pruner:
 
     def _repack(self, kept: Mapping[str, Bits]) -> Mapping[str, Bits]:
         """Move what is needed out of packs that are mostly dead; what each pack must keep then."""
-        moving = candidates(self._unjudged(), kept, self.policy.share)
+        moving = candidates(self._unjudged(), kept, self.policy.share, self.policy.level)
         if not moving:
             return kept
         repacker = Repacker(self.objects, self.domain, self.policy.level)

@@ -27,10 +27,15 @@ MANY = 8  # ... when there are at least so many of a kind and domain
 BEST_LEVEL = 22  # of zstd
 
 
-def candidates(packs: Sequence[Pack], kept: Mapping[str, Bits], share: float) -> list[Pack]:
-    """The packs whose kept chunks should move: mostly dead ones, and small ones when there are many."""
+def candidates(
+    packs: Sequence[Pack], kept: Mapping[str, Bits], share: float, level: int | None = None
+) -> list[Pack]:
+    """The packs whose kept chunks should move.
+
+    Mostly dead ones; small ones when there are many; with ``level``, those compressed at a lower one.
+    """
     used = [p for p in packs if kept[p.key].any()]
-    found = {p.key: p for p in used if _share(p, kept[p.key]) < share}
+    found = {p.key: p for p in used if p.level < (level or 0) or _share(p, kept[p.key]) < share}
     groups: dict[tuple[Kind, str], list[Pack]] = {}
     for pack in used:
         if pack.size < SMALL:
@@ -75,7 +80,9 @@ class Repacker:
         report: Callable[[int], None],
     ) -> None:
         lock = threading.Lock()
-        writer = PackWriter(self.objects, kind, domain.name, self.made.append)
+        writer = PackWriter(
+            self.objects, kind, domain.name, self.made.append, level=self.level or 0
+        )
 
         def jobs() -> Iterator[Stretch]:
             for pack in packs:

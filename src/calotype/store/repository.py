@@ -396,7 +396,7 @@ class Repository:
 
         Packs are deleted when nobody has needed them for ``grace``, and never while an operation runs that
         began before that was seen: usually by the next prune. Packs of which less than ``share`` is needed
-        are repacked first, with zstd ``level`` if it is given (``share=2`` repacks all of them). With
+        are repacked first; with ``level`` also those that were compressed at a lower level of zstd. With
         ``dry_run`` nothing is changed. A store without any Index is only emptied with ``empty``.
 
         Raises:
