@@ -93,7 +93,6 @@ def _hot(context: Context, image: str, runs: int) -> Row:
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(runs + 1):
         for name, way in ways.items():
-            os.sync()
             seconds = way()
             if number:  # the first one warms up
                 found[name].append(seconds)
@@ -195,15 +194,19 @@ def _boot(host: Host, counter: Meter, index: str, prompt: str) -> Row:
 # Report
 
 
-def report(part: str, rows: list[Row]) -> None:
+def report(part: str, rows: list[Row], load: float) -> None:
     """Put one part into the JSON, and write table and plot from all of it."""
     path = REPORT.with_suffix(".json")
     content: Row = json.loads(path.read_bytes()) if path.exists() else {}
-    content |= {part: rows, "machine": machine(ROOT)}
+    content |= {part: rows, "machine": machine(ROOT), f"load during {part}": load}
     path.write_text(json.dumps(content, indent=1) + "\n")
     lines = ["# Launch", "", f"`{machine_line(content['machine'])}`", ""]
-    lines += _hot_table(content.get("hot", []))
-    lines += _cold_table(content.get("cold", []))
+    lines += [
+        f"While {name} was measured, {content[f'load during {name}']:.0f} processes wanted to run on average."
+        for name in ("hot", "cold")
+        if name in content
+    ]
+    lines += ["", *_hot_table(content.get("hot", [])), *_cold_table(content.get("cold", []))]
     REPORT.with_suffix(".md").write_text("\n".join(lines))
     if content.get("hot"):
         REPORT.with_suffix(".svg").write_text(plot(content["hot"]))
@@ -306,7 +309,7 @@ def main() -> None:
         else:
             image = given.image or build("debian-12", Home.from_environment().recipes).path
             rows = cold(scratch, image, given.prompt)
-    report(given.part, rows)
+    report(given.part, rows, os.getloadavg()[1])
 
 
 if __name__ == "__main__":

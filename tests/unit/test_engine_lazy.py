@@ -212,14 +212,14 @@ def test_a_killed_server_is_continued_by_the_next_command(
 
 def test_a_stopped_server_writes_down_what_it_has(context, index, scratch, partial, source):
     with bases.held(context, [index], scratch) as found, client(found[index]) as served:
-        assert read(served, 0, 12 * MIB) == source.read_bytes()[: 12 * MIB]
+        assert read(served, 0, 5 * MIB) == source.read_bytes()[: 5 * MIB]
     partial.stop()
     assert not partial.alive()
     assert (partial.root / "map").exists()
     with bases.held(context, [index], scratch) as found, client(found[index]) as served:
-        assert read(served, 0, 12 * MIB) == source.read_bytes()[: 12 * MIB]
+        assert read(served, 0, 5 * MIB) == source.read_bytes()[: 5 * MIB]
         partial.stop()
-    assert stats(partial)["fetched"] < 8 * MIB < stats(partial)["read"]
+    assert stats(partial)["fetched"] < MIB < stats(partial)["read"]
 
 
 def test_a_whole_base_whose_server_was_killed_is_served_until_it_is_free(
