@@ -185,10 +185,12 @@ def _watch(child: int, listener: int, at: int) -> int:
             ready: dict[int, Any] = dict(poll.poll())
             if ready.get(listener, 0) & select.POLLIN:
                 calls += 1
-                if calls == at:
-                    os.killpg(child, signal.SIGKILL)
-                    return calls
-                _go_on(listener)
+                if calls != at:
+                    _go_on(
+                        listener
+                    )  # after the kill too: what it started may be needed for it to end
+                elif not _kill(listener, child):
+                    at += 1  # whoever was about to call had ended
             elif gone in ready:
                 return calls
             elif listener in ready:
@@ -197,14 +199,44 @@ def _watch(child: int, listener: int, at: int) -> int:
         os.close(gone)
 
 
+def _kill(listener: int, child: int) -> bool:
+    """Kill a process right before the call that waits; False when its caller has ended already."""
+    call = _next(listener)
+    if call is None:
+        return False
+    identifier, thread = call
+    own = os.getpgid(thread) == child
+    os.killpg(child, signal.SIGKILL)
+    if not own:
+        _answer(listener, identifier)
+    return True
+
+
 def _go_on(listener: int) -> None:
+    call = _next(listener)
+    if call is not None:
+        _answer(listener, call[0])
+
+
+def _next(listener: int) -> tuple[int, int] | None:
+    """The call that waits, and the thread that makes it; None when that has ended."""
     call = bytearray(80)
     try:
         fcntl.ioctl(listener, _NOTIF_RECV, call)
-        (identifier,) = struct.unpack_from("<Q", call)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return None
+    identifier, thread = struct.unpack_from("<QI", call)
+    return identifier, thread
+
+
+def _answer(listener: int, identifier: int) -> None:
+    """Let a call go on."""
+    try:
         fcntl.ioctl(listener, _NOTIF_SEND, struct.pack("<QqiI", identifier, 0, 0, 1))
     except OSError as error:
-        if error.errno != errno.ENOENT:  # its caller is gone
+        if error.errno != errno.ENOENT:
             raise
 
 
