@@ -311,6 +311,7 @@ class Bench:
         self.scratch.touch()
         os.truncate(self.scratch, self._kind.size)
         self._device = self._stack.enter_context(loop_device(self.scratch, self._kind.size))
+        subprocess.run(["blockdev", "--setra", "8192", self._device], check=True)  # 4 MiB at once
         self._mountpoint.mkdir(parents=True, exist_ok=True)
         return self
 
