@@ -1,5 +1,6 @@
 """A Glance server of one's own: files, SQLite, no keystone, gunicorn on a loopback port."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,12 +8,11 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
 VENV = Path(__file__).parents[1] / ".tools" / "bench" / "glance"
-_START = 60.0  # seconds
+_START = 180.0  # seconds
 _RULES = (
     *("default", "add_image", "get_image", "get_images", "modify_image", "delete_image"),
     *("upload_image", "download_image"),
@@ -74,7 +74,11 @@ class Glance:
             self._process = subprocess.Popen(
                 argv, env=env, stdout=log, stderr=log, start_new_session=True
             )
-        self._wait()
+        try:
+            self._wait()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -99,7 +103,8 @@ class Glance:
 
     def close(self) -> None:
         """End the server and its workers."""
-        os.killpg(self._process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
@@ -112,7 +117,7 @@ class Glance:
         while time.monotonic() < deadline:
             try:
                 urllib.request.urlopen(self.url, timeout=30).close()
-            except (urllib.error.URLError, ConnectionError):
+            except OSError:  # nobody listens yet, or it is still loading
                 if self._process.poll() is not None:
                     break
                 time.sleep(0.2)

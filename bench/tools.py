@@ -108,8 +108,8 @@ class Calotype(_Tool):
 class CalotypeCommand(_Tool):
     """The whole command line: catalogue, gate, inspection of the guest, SHA-256 of the upload."""
 
-    name: str = "calotype image create"
-    note: str = "the whole command: gate, inspection, catalogue, ledger"
+    name: str = "calotype, whole command"
+    note: str = "`image create`, `image export`: gate, inspection, catalogue, ledger"
 
     def put(self, room: Path, image: Path, name: str) -> Command:
         """``image create``."""
@@ -198,7 +198,9 @@ class Borg(_Tool):
 
     def get(self, room: Path, name: str, image: Path, out: Path) -> Command:
         """Extract, with holes."""
-        script = 'mkdir "$3.d"; cd "$3.d"; borg extract --sparse "::$1"; mv "$3.d$2" "$3"'
+        script = (
+            'mkdir "$3.d"; cd "$3.d"; borg extract --sparse "::$1"; mv "$3.d$2" "$3"; rm -r "$3.d"'
+        )
         made = Command.shell(script, name, image, out)
         return Command(argv=made.argv, env=self.env(room))
 

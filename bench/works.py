@@ -23,7 +23,7 @@ RECOMPRESSED = 9  # the zstd level of the row "recompressed"
 
 #: Who takes part, and in what besides the first upload and the way back with warm caches.
 TIMED = (
-    *("calotype", "calotype image create", "restic", "borg lz4", "borg zstd,1", "casync"),
+    *("calotype", "calotype, whole command", "restic", "borg lz4", "borg zstd,1", "casync"),
     *("qemu-img convert", "qemu-img -c zlib", "qemu-img -c zstd", "glance, raw", "glance, qcow2"),
 )
 ONCE = {"qemu-img -c zlib", "glance, raw"}  # slow, and nobody's target
