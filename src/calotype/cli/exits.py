@@ -20,6 +20,7 @@ STATUS: Mapping[type[errors.CalotypeError], int] = {
     errors.TimedOut: 6,
     errors.StoreDamaged: 7,
     errors.GuestError: 8,
+    errors.StoreUnavailable: 9,
 }
 INTERRUPTED = 130
 
