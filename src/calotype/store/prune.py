@@ -162,7 +162,12 @@ class Pruner:
             self._marks.learn(self._packs.values())
         with self.progress.phase("Mark", len(fresh), unit="images") as report:
             for index, root in fresh.items():
-                self._marks.mark(index, root)
+                try:
+                    self._marks.mark(index, root)
+                except Conflict:
+                    if not self.report.dry_run:  # is it that another prune went on without this one?
+                        self.ledger.renew(self._operation, self.policy.lease)
+                    raise
                 report(1)
         self._marked.update(fresh)
         self.report.indexes = len(self._marked)
