@@ -104,8 +104,7 @@ class Sandbox:
         root = os.geteuid() == 0
         args = [which("bwrap"), "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
         args += ["--unshare-cgroup-try", "--new-session"]
-        if not self.environment:
-            args += ["--clearenv"]
+        args += [] if self.environment else ["--clearenv"]
         args += ["--setenv", "PATH", _SYSTEM_PATH, "--setenv", "LC_ALL", "C.UTF-8"]
         if not root:
             args += ["--unshare-user"]
