@@ -129,8 +129,8 @@ def raw_frame(pack: Pack, number: int, stored: memoryview, domain: Domain) -> by
         raise _damaged(pack, number, error.message) from None
     first = int(pack.frame_first[number])
     chunks = slice(first, first + int(pack.frame_chunks[number]))
-    ends = np.cumsum(pack.lengths[chunks], dtype=np.int64).tolist()
-    digests = domain.digests(memoryview(raw), zip([0, *ends[:-1]], ends, strict=True))
+    ends = list(itertools.accumulate(pack.lengths[chunks].tolist(), initial=0))
+    digests = domain.digests(memoryview(raw), itertools.pairwise(ends))
     if b"".join(digests) != pack.digests[chunks].tobytes():
         raise _damaged(pack, number, "a chunk does not match its digest")
     return raw
