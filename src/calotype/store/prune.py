@@ -243,7 +243,8 @@ class Pruner:
 
         def rank(pack: Pack, share: float) -> tuple[object, ...]:
             made = pack.key in self._made
-            return pack.key in condemned, not made, -round(share, 3), -pack.size, pack.key
+            full = -round(share, 3)
+            return pack.key in condemned, not made, full, -pack.level, -pack.size, pack.key
 
         kept = self._marks.kept(rank)
         if not self.report.packs:
