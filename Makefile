@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
-.PHONY: help setup servers demo test test-unit test-vm lint bench bench-quick bench-setup bitrot faults fuzz campaign-powerloss clean
+.PHONY: help setup servers demo test test-unit test-vm lint bench bench-quick bench-setup bitrot faults fuzz campaign-powerloss campaign-prune clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -46,6 +46,9 @@ bench-quick: bench-setup ## The same on one image, once, with few peers: two min
 
 bitrot: setup ## 1,000 flipped bits, all found, named and repaired: ten minutes, and docs/reports/bitrot.*
 	@$(PYTHON) -m tests.campaigns.bitrot --report docs/reports/bitrot
+
+campaign-prune: setup ## Prune under fire, 120,000 steps, and without each of its rules: half an hour, and docs/reports/prune.*
+	@$(PYTHON) -m tests.campaigns.prune --disk "$$($(PYTHON) -c $(DEBIAN))"
 
 faults: servers ## The campaign of object-store faults: half an hour, and docs/reports/faults.*
 	@$(PYTHON) -m tests.campaigns.faults
