@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def hot(scratch: Path, runs: int, sizes: list[int]) -> list[Row]:
         with context.operation() as operation:
             bases.ensure(context, index, operation.directory)
         rows.append({"size": size * GIB, **_hot(context, f"img{size}", runs)})
-        print(json.dumps(rows[-1]))
+        print(json.dumps(rows[-1]))  # so that a run that is cut short is not for nothing
     context.close()
     return rows
 
@@ -194,18 +194,20 @@ def _boot(host: Host, counter: Meter, index: str, prompt: str) -> Row:
 # Report
 
 
-def report(part: str, rows: list[Row], load: float) -> None:
-    """Put one part into the JSON, and write table and plot from all of it."""
+def report(part: str, rows: list[Row], load: float, notes: Sequence[str] | None = None) -> None:
+    """Put one part into the JSON, and write table and plot from all of it; ``notes`` replace the old ones."""
     path = REPORT.with_suffix(".json")
     content: Row = json.loads(path.read_bytes()) if path.exists() else {}
     content |= {part: rows, "machine": machine(ROOT), f"load during {part}": load}
+    content["notes"] = content.get("notes", []) if notes is None else list(notes)
     path.write_text(json.dumps(content, indent=1) + "\n")
     lines = ["# Launch", "", f"`{machine_line(content['machine'])}`", ""]
     lines += [
-        f"While {name} was measured, {content[f'load during {name}']:.0f} processes wanted to run on average."
+        f"Load average (5 minutes) at the end of {name}: {content[f'load during {name}']:.0f}."
         for name in ("hot", "cold")
-        if name in content
+        if f"load during {name}" in content
     ]
+    lines += [f"- {note}" for note in content.get("notes", [])]
     lines += ["", *_hot_table(content.get("hot", [])), *_cold_table(content.get("cold", []))]
     REPORT.with_suffix(".md").write_text("\n".join(lines))
     if content.get("hot"):
