@@ -21,6 +21,7 @@ from calotype.store.scan import read, stretches, verified
 Bits = npt.NDArray[np.bool_]  # one for each chunk of a pack
 _SHIFT = 32  # a place is a pack's number, then the chunk's number in that pack
 _LOW = (1 << _SHIFT) - 1
+_SLICE = 1 << 18  # rows of a table that are looked at together
 
 
 class _Group(NamedTuple):
@@ -67,16 +68,18 @@ class Marks:
             ]
         )
         order = np.argsort(prefix, kind="stable")
-        alike = np.flatnonzero(prefix[order][1:] == prefix[order][:-1])
-        before, after = place[order][alike], place[order][alike + 1]
-        same = (self._digests(before) == self._digests(after)).all(axis=1)
+        prefix, place = prefix[order], place[order]
+        alike = np.flatnonzero(prefix[1:] == prefix[:-1])
+        digests = self._digests(np.concatenate([place[alike], place[alike + 1]]))
+        same = (digests[: len(alike)] == digests[len(alike) :]).all(axis=1)
         if not same.all():  # two digests with equal beginnings: sort by all bytes
             words = np.ascontiguousarray(self._digests(place)).view("<u8")
             order = np.lexsort(words.T[::-1])
-            same = (words[order][alike] == words[order][alike + 1]).all(axis=1)
+            place, words = place[order], words[order]
+            same = (words[alike] == words[alike + 1]).all(axis=1)
         first = np.ones(len(place), dtype=bool)
         first[alike[same] + 1] = False
-        return _Table(prefix[order], place[order], first)
+        return _Table(prefix, place, first)
 
     def _digests(self, places: Ints) -> Bytes32:
         found = np.empty((len(places), 32), dtype=np.uint8)
@@ -164,48 +167,67 @@ class Marks:
         ``rank`` gets a pack and the share of its stored bytes that is live (copies count in each pack).
         """
         kept = {p.key: np.zeros(len(p.lengths), dtype=bool) for p in self._packs}
-        live = {group: self._copies(table) for group, table in self._tables.items()}
-        weight = np.zeros(len(self._packs))
-        for copies in live.values():
-            for number, here in _by_pack(copies.place):
-                chunks = copies.place[here] & _LOW
-                weight[number] = self._packs[number].chunk_stored[chunks].sum()
+        ranks = self._ranks(rank)
+        for table in self._tables.values():
+            for copies in self._copies(table):
+                best = np.lexsort((ranks[copies.place >> _SHIFT], copies.chunk))
+                chunk = copies.chunk[best]
+                first = np.ones(len(chunk), dtype=bool)
+                first[1:] = chunk[1:] != chunk[:-1]
+                places = copies.place[best][first]
+                for number, here in _by_pack(places):
+                    kept[self._packs[number].key][places[here] & _LOW] = True
+        return kept
+
+    def _ranks(self, rank: Callable[[Pack, float], tuple[object, ...]]) -> Ints:
+        """The place of each pack in the order of ranks."""
+        live = [np.zeros(len(p.lengths), dtype=bool) for p in self._packs]
+        for table in self._tables.values():
+            for copies in self._copies(table):
+                for number, here in _by_pack(copies.place):
+                    live[number][copies.place[here] & _LOW] = True
         order = sorted(
             range(len(self._packs)),
-            key=lambda n: rank(
-                self._packs[n],
-                float(weight[n]) / int(self._packs[n].frame_stored.sum(dtype=np.int64)),
-            ),
+            key=lambda n: rank(self._packs[n], share(self._packs[n], live[n])),
         )
         ranks = np.empty(len(order), dtype=np.int64)
         ranks[order] = np.arange(len(order))
-        for copies in live.values():
-            best = np.lexsort((ranks[copies.place >> _SHIFT], copies.chunk))
-            chunk = copies.chunk[best]
-            first = np.ones(len(chunk), dtype=bool)
-            first[1:] = chunk[1:] != chunk[:-1]
-            places = copies.place[best][first]
-            for number, here in _by_pack(places):
-                kept[self._packs[number].key][places[here] & _LOW] = True
-        return kept
+        return ranks
 
-    def _copies(self, table: _Table) -> "_Copies":
-        """All copies of live chunks."""
-        marked = np.empty(len(table.place), dtype=bool)
-        for number, here in _by_pack(table.place):
-            marked[here] = self._live[self._packs[number].key][table.place[here] & _LOW]
-        starts = np.flatnonzero(table.first)
-        chunk = np.cumsum(table.first) - 1
-        some = np.flatnonzero(np.logical_or.reduceat(marked, starts)[chunk])
-        return _Copies(chunk[some], table.place[some])
+    def _copies(self, table: _Table) -> "Iterator[_Copies]":
+        """All copies of live chunks, a bounded number at a time, those of one chunk together."""
+        start = 0
+        while start < len(table.place):
+            end = min(start + _SLICE, len(table.place))
+            while end < len(table.place) and not table.first[end]:
+                end += 1
+            place, first = table.place[start:end], table.first[start:end]
+            marked = np.empty(len(place), dtype=bool)
+            for number, here in _by_pack(place):
+                marked[here] = self._live[self._packs[number].key][place[here] & _LOW]
+            chunk = np.cumsum(first) - 1
+            some = np.flatnonzero(np.logical_or.reduceat(marked, np.flatnonzero(first))[chunk])
+            yield _Copies(chunk[some], place[some])
+            start = end
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Copies:
-    """Copies of live chunks: which chunk (a number in the table), and where."""
+    """Copies of live chunks: which chunk (a number in this part of the table), and where."""
 
     chunk: Ints
     place: Ints
+
+
+def taken(pack: Pack, chunks: Bits) -> int:
+    """What these chunks take in a pack, in bytes: their share of what their frames take."""
+    raw = np.add.reduceat(np.where(chunks, pack.lengths, 0).astype(np.int64), pack.frame_first)
+    return round(float((raw * (pack.frame_stored / pack.frame_raw)).sum()))
+
+
+def share(pack: Pack, chunks: Bits) -> float:
+    """How much of what a pack's chunks take these take, from 0 to 1."""
+    return taken(pack, chunks) / int(pack.frame_stored.sum(dtype=np.int64))
 
 
 def _by_pack(places: Ints) -> Iterator[tuple[int, Ints]]:

@@ -17,7 +17,7 @@ from calotype.store.digest import Domain
 from calotype.store.index import Root, root_id
 from calotype.store.lease import SECONDS, leased
 from calotype.store.ledger import Lapsed, Ledger, PackState
-from calotype.store.mark import Bits, Marks
+from calotype.store.mark import Bits, Marks, taken
 from calotype.store.objects import ObjectStore
 from calotype.store.pack import PREFIX as PACKS
 from calotype.store.pack import Pack, load
@@ -139,7 +139,7 @@ class Pruner:
         kept = self._kept()
         moving = candidates(self._unjudged(), kept, self.policy.share, self.policy.level)
         self.report.repacked = len(moving)
-        self.report.moved = sum(_stored(p, kept[p.key]) for p in moving)
+        self.report.moved = sum(taken(p, kept[p.key]) for p in moving)
         dead = {key for key, bits in kept.items() if not bits.any()} | {p.key for p in moving}
         self._count(dead)
         self.report.condemned = len(dead - self._condemned())
@@ -165,7 +165,9 @@ class Pruner:
                 try:
                     self._marks.mark(index, root)
                 except Conflict:
-                    if not self.report.dry_run:  # is it that another prune went on without this one?
+                    if (
+                        not self.report.dry_run
+                    ):  # is it that another prune went on without this one?
                         self.ledger.renew(self._operation, self.policy.lease)
                     raise
                 report(1)
@@ -250,7 +252,7 @@ class Pruner:
         if not self.report.packs:
             self.report.packs = len(self._packs)
             self.report.stored = sum(p.size for p in self._packs.values())
-            self.report.needed = sum(_stored(p, kept[p.key]) for p in self._packs.values())
+            self.report.needed = sum(taken(p, kept[p.key]) for p in self._packs.values())
         return kept
 
     # -- what is done about it
@@ -337,8 +339,3 @@ class Pruner:
             except NotFound:
                 return 0
         return self._sizes[key]
-
-
-def _stored(pack: Pack, bits: Bits) -> int:
-    """What these chunks take in a pack."""
-    return round(float(pack.chunk_stored[bits].sum()))

@@ -15,6 +15,7 @@ from calotype.errors import NotFound, StoreDamaged
 from calotype.store.codec import FrameBuilder
 from calotype.store.digest import Domain
 from calotype.store.mark import Bits
+from calotype.store.mark import share as share_of
 from calotype.store.objects import ObjectStore
 from calotype.store.pack import Codec, Frame, FrameRow, Kind, Pack
 from calotype.store.packwriter import PackWriter
@@ -35,7 +36,7 @@ def candidates(
     Mostly dead ones; small ones when there are many; with ``level``, those compressed at a lower one.
     """
     used = [p for p in packs if kept[p.key].any()]
-    found = {p.key: p for p in used if p.level < (level or 0) or _share(p, kept[p.key]) < share}
+    found = {p.key: p for p in used if p.level < (level or 0) or share_of(p, kept[p.key]) < share}
     groups: dict[tuple[Kind, str], list[Pack]] = {}
     for pack in used:
         if pack.size < SMALL:
@@ -44,11 +45,6 @@ def candidates(
         if len(small) >= MANY:
             found.update({p.key: p for p in small})
     return [found[key] for key in sorted(found)]
-
-
-def _share(pack: Pack, kept: Bits) -> float:
-    """How much of a pack's chunks is kept, by what they take."""
-    return float(pack.chunk_stored[kept].sum()) / int(pack.frame_stored.sum(dtype=np.int64))
 
 
 @dataclass(slots=True)
