@@ -348,10 +348,14 @@ class PartialBase:
         """Fetch these frames, or wait for the threads that do."""
         wanted = {(number, key) for key in keys.tolist()}
         with self._changed:
-            mine = wanted - self._busy
-            if not mine:
+            if wanted <= self._busy:
                 self._changed.wait_for(lambda: not wanted <= self._busy)
                 return
+            rows = self._rows.get(number)
+            if rows is None:
+                return
+            # Another thread may have brought some since the caller looked.
+            mine = {(n, k) for n, k in wanted - self._busy if not rows[region.rows(k)].all()}
             self._busy |= mine
         try:
             own = sorted(key for _, key in mine)
