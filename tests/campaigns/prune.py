@@ -103,8 +103,8 @@ A Hypothesis state machine ([tests/campaigns/prune_machine.py](../../tests/campa
 the real code: up to {prune_machine.MOST} processes ingest, capture, delete and prune one store at once, each
 stopped before every call that it makes to the store or the ledger. They are killed anywhere, stand still
 until their leases have run out and then go on; listings are stale or empty; the clock jumps in both
-directions. After each step, each commit and each deletion, everything that a committed root needs must be in the store;
-at the end of each run everything is read back, and two prunes must leave nothing that nobody needs.
+directions. After each step, each commit and each deletion, everything that a committed root needs must be in
+the store; at the end of each run everything is read back, and two prunes must leave nothing that nobody needs.
 
 `make campaign-prune`, {result["date"]}, {result["machine"]}:
 
@@ -130,7 +130,8 @@ With one rule left out, the same machine finds a lost image:
 The schedules that lose an image are kept as tests, one for each rule:
 [tests/unit/test_store_prune_rules.py](../../tests/unit/test_store_prune_rules.py). There, too, a prune and an
 ingest are killed before every one of their calls, and pairs of commands run in every order in which one
-interrupts the other once.
+interrupts the other once. A model of the steps with one chunk is explored completely, also without each rule:
+[tests/unit/test_store_prune_model.py](../../tests/unit/test_store_prune_model.py).
 {speed(result["speed"]) if "speed" in result else ""}"""
 
 
