@@ -44,10 +44,12 @@ class Fingerprint:
     def add(self, offset: int, data: bytes | memoryview) -> None:
         """Add what stands at ``offset`` (a multiple of 4096), in ascending order."""
         whole = bytes(data).ljust(-(-len(data) // _BLOCK) * _BLOCK, b"\0")
-        blocks = np.frombuffer(whole, dtype=np.uint64).reshape(-1, _BLOCK // 8)
-        for number in np.flatnonzero(blocks.any(axis=1)).tolist():
-            self._hash.update((offset + number * _BLOCK).to_bytes(8, "little"))
-            self._hash.update(blocks[number].tobytes())
+        words = np.frombuffer(whole, dtype="<u8").reshape(-1, _BLOCK // 8)
+        full = np.flatnonzero(words.any(axis=1))
+        named = np.empty((len(full), 1 + _BLOCK // 8), dtype="<u8")
+        named[:, 0] = offset + full * _BLOCK
+        named[:, 1:] = words[full]
+        self._hash.update(named.tobytes())
 
     def text(self) -> str:
         """The fingerprint."""
@@ -138,8 +140,10 @@ def opened(home: Path) -> Iterator[Context]:
 class Observer:
     """Reads every byte of what the catalogue names, and collects what is wrong by itself."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, *, read_data: bool = True) -> None:
+        """With ``read_data`` also what nothing names is read from the store."""
         self._context = context
+        self._read_data = read_data
         self._indexes: dict[str, str] = {}  # fingerprints
         self._leftovers: set[str] = set()  # in the store
         self.problems: list[str] = []
@@ -179,7 +183,7 @@ class Observer:
             return of_disk(overlay)
 
     def _store(self) -> None:
-        report = self._context.repository.check()
+        report = self._context.repository.check(read_data=self._read_data)
         self._leftovers = set(report.leftovers)
         self.problems += [f"{damage.key}: {damage.problem}" for damage in report.damage]
         missing = self._context.catalog.indexes_in_use() - set(self._context.repository.indexes())
@@ -217,10 +221,10 @@ def of_vm(directory: Path) -> str:
     return "no seed" if directory.is_dir() else "no directory"
 
 
-def judge(home: Path, ledger: Ledger) -> list[str]:
+def judge(home: Path, ledger: Ledger, *, read_data: bool) -> list[str]:
     """Open an installation after a power cut; everything in it that is wrong."""
     with opened(home) as context:
-        observer = Observer(context)
+        observer = Observer(context, read_data=read_data)
         present = observer.observe()
     allowed = ledger.allowed()
     wrong = [

@@ -45,6 +45,8 @@ WEIGHT = 4
 ABOUT = {"uploads": "upload", "captures": "capture", "deletes": "delete", "prunes": "prune"}
 #: One point in so many is also gone on from: uploads again, clears up, checks.
 GO_ON = 12
+#: At one in so many also the chunks are read that nothing names.
+READ_ALL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +221,11 @@ def choose(log: Log, point: Point, seed: int) -> dict[int, npt.NDArray[np.bool_]
 # -- going through them
 
 
-def replay(room: Room, session: Session, points: list[Point], part: int) -> None:
-    """Try points of a session, and write one line for each; those that have a line are left out."""
+def replay(room: Room, session: Session, points: list[Point], part: int, turn: Any) -> None:
+    """Try points of a session, and write one line for each; those that have a line are left out.
+
+    ``turn`` is the number of the next point, shared with the other processes.
+    """
     private_mounts()
     os.setpriority(os.PRIO_PROCESS, 0, 15)
     gc.freeze()  # what is loaded now stays
@@ -234,12 +239,18 @@ def replay(room: Room, session: Session, points: list[Point], part: int) -> None
     bench = Bench(scratch, room.mountpoint, FILE_SYSTEMS[session.file_system])
     with bench, results.open("a") as out:
         trial = Trial(room, session, log, story["after"], bench)
-        for point in points:
+        while (point := _take(points, turn)) is not None:
             if (point.entry, point.variant) in done:
                 continue
-            result = trial.at(point)
-            out.write(json.dumps(result) + "\n")
+            out.write(json.dumps(trial.at(point)) + "\n")
             out.flush()
+
+
+def _take(points: list[Point], turn: Any) -> Point | None:
+    with turn.get_lock():
+        number = turn.value
+        turn.value += 1
+    return points[number] if number < len(points) else None
 
 
 class Trial:
@@ -265,8 +276,9 @@ class Trial:
             self._next = next(self._marks, None)
         began = time.monotonic()
         self._rebuilder.rebuild(point.entry, choose(self._log, point, self._session.seed))
-        go_on = (point.entry * 7 + point.variant) % GO_ON == 0
-        problems = self._look(go_on=go_on)
+        turn = point.entry * 7 + point.variant
+        go_on = turn % GO_ON == 0
+        problems = self._look(read_data=turn % READ_ALL == 0, go_on=go_on)
         images = [v for k, v in self._ledger.state.items() if k.startswith("image/") and v]
         return {
             "entry": point.entry,
@@ -279,11 +291,11 @@ class Trial:
             "problems": problems,
         }
 
-    def _look(self, *, go_on: bool) -> list[str]:
+    def _look(self, *, read_data: bool, go_on: bool) -> list[str]:
         try:
             with self._bench.mounted():
                 try:
-                    problems = judge(self._room.home, self._ledger)
+                    problems = judge(self._room.home, self._ledger, read_data=read_data)
                     if go_on:
                         problems += converge(
                             self._room.home, self._ledger, self._source, self._after
@@ -322,10 +334,11 @@ def run(room: Room, wanted: list[Session], points: int, workers: int) -> None:
 
 
 def _spread(room: Room, session: Session, points: list[Point], workers: int) -> None:
-    """Two processes at a time, each with every other point."""
+    """Several processes at a time; each takes the next point."""
     context = multiprocessing.get_context("spawn")
+    turn = context.Value("i", 0)
     processes = [
-        context.Process(target=replay, args=(room, session, points[part::workers], part))
+        context.Process(target=replay, args=(room, session, points, part, turn))
         for part in range(workers)
     ]
     for process in processes:
