@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Self
 
 from calotype.disk.base import Disk, Extent
-from calotype.errors import CalotypeError, Conflict, InvalidInput, NotFound, StoreDamaged
+from calotype.errors import CalotypeError, Conflict, NotFound, StoreDamaged
 from calotype.progress import SILENT, Progress
 from calotype.store import parameters, profile
 from calotype.store.cache import uncached
-from calotype.store.capture import BLOCK, RegionCapture
 from calotype.store.check import Checker, CheckReport
-from calotype.store.chunking import Chunking, Cutter
+from calotype.store.chunking import Chunking
 from calotype.store.digest import Domain
 from calotype.store.directory import DirectoryStore
-from calotype.store.index import PREFIX, Leaf, Root
-from calotype.store.ingest import Ingested, RegionIngest
-from calotype.store.intake import Counts, Intake, Worker
+from calotype.store.index import PREFIX, Root
+from calotype.store.ingest import Ingested
+from calotype.store.intake import Intake
 from calotype.store.lease import SECONDS, Lease, leased
 from calotype.store.ledger import Lapsed, Ledger
 from calotype.store.materialize import materialize
@@ -35,18 +34,16 @@ from calotype.store.reader import FrameReader, IndexDisk, LeafReader
 from calotype.store.repack import SHARE
 from calotype.store.repair import Repairer, RepairReport
 from calotype.store.roots import Roots, key_of
-from calotype.store.source import Source, block_runs, data_runs
 from calotype.store.stats import Counter, StoreStats
+from calotype.store.taking import Base, Taking
 from calotype.store.verified import Verified
-from calotype.store.workers import MOST, spread
+from calotype.store.workers import MOST
 
 log = logging.getLogger("calotype.store")
 
 _TRIES = 3  # of an ingest whose lease runs out
 _FAR = 4  # threads that read from a store on a server, however few cores there are
 _PARTIAL_CACHE = 8 << 20  # bytes of frames; what a partial base fetched is in its file
-
-LeafMaker = Callable[[int], Leaf | None]  # region number -> its leaf
 
 
 class Repository:
@@ -171,10 +168,11 @@ class Repository:
         scope = self._domain(domain)
         intake = Intake(self._objects, self._packs, scope, meet=lease.meet)
         try:
+            taking = Taking(disk, self._config.chunking, intake, progress)
             if changed is None:
-                leaves, counts = self._full(disk, intake, progress)
+                leaves, counts = taking.whole()
             else:
-                leaves, counts = self._changed(disk, base, changed, intake, progress)
+                leaves, counts = taking.changes(changed, self._base(base))
             root = Root(domain, disk.size, self._config.chunking.region, leaves).encode()
             intake.finish()
         except (KeyboardInterrupt, SystemExit):
@@ -194,90 +192,11 @@ class Repository:
             stored_bytes=intake.stored_bytes,
         )
 
-    def _full(
-        self, disk: Disk, intake: Intake, progress: Progress
-    ) -> tuple[dict[int, bytes], Counts]:
-        chunking = self._config.chunking
-        source = Source(disk, data_runs(disk))
-        cutter = Cutter(source, chunking)
-        source.begin()
-
-        def maker(worker: Worker) -> LeafMaker:
-            ingest = RegionIngest(source, cutter, chunking, worker)
-            return lambda region: ingest.leaf(*self._span(region, disk.size))
-
-        with progress.phase("Store", source.runs.total) as report:
-            regions = source.runs.spans(chunking.region)
-            return self._leaves(source, regions, intake, maker, report)
-
-    def _changed(
-        self,
-        disk: Disk,
-        base: str | None,
-        changed: Iterable[Extent],
-        intake: Intake,
-        progress: Progress,
-    ) -> tuple[dict[int, bytes], Counts]:
-        chunking = self._config.chunking
-        dirty, data = block_runs(changed, disk.size, BLOCK)
-        source = Source(disk, data)
-        old = Root.decode(self._roots.expect(base)) if base is not None else None
-        reader = self._leaf_reader(old) if old is not None else None
-        if old is not None and (old.size > disk.size or old.region != chunking.region):
-            raise InvalidInput("a disk cannot be smaller than the base that it is a change of")
-        if old is not None and old.domain != intake.domain.name:
-            raise InvalidInput("the base belongs to another dedup domain")
-
-        def maker(worker: Worker) -> LeafMaker:
-            capture = RegionCapture(source, dirty, chunking.grid, worker)
-
-            def leaf(region: int) -> Leaf | None:
-                before = reader.leaf(region) if reader is not None else None
-                return capture.leaf(*self._span(region, disk.size), before)
-
-            return leaf
-
-        regions = dirty.spans(chunking.region)
-        with progress.phase("Store", source.runs.total) as report:
-            fresh, counts = self._leaves(source, regions, intake, maker, report)
-        rewritten = set(regions)
-        kept = {r: d for r, d in old.leaves.items() if r not in rewritten} if old else {}
-        return kept | fresh, counts
-
-    def _leaves(
-        self,
-        source: Source,
-        regions: Sequence[int],
-        intake: Intake,
-        maker: Callable[[Worker], LeafMaker],
-        report: Callable[[int], None],
-    ) -> tuple[dict[int, bytes], Counts]:
-        """The leaves of these regions that are not all zero, made by several threads."""
-        found: dict[int, bytes] = {}
-        counts = Counts()
-        lock = threading.Lock()
-
-        def work(next_region: Callable[[], int | None]) -> None:
-            worker = Worker(intake)
-            leaf_of = maker(worker)
-            while (region := next_region()) is not None:
-                leaf = leaf_of(region)
-                digest = intake.leaf(leaf.encode()) if leaf is not None else None
-                starts, ends = source.runs.within(*self._span(region, source.size))
-                with lock:
-                    if digest is not None:
-                        found[region] = digest
-                    report(int((ends - starts).sum()))
-            worker.finish()
-            with lock:
-                counts.add(worker.counts)
-
-        spread(regions, work)
-        return found, counts
-
-    def _span(self, region: int, size: int) -> tuple[int, int]:
-        width = self._config.chunking.region
-        return region * width, min((region + 1) * width, size)
+    def _base(self, index: str | None) -> Base | None:
+        if index is None:
+            return None
+        root = Root.decode(self._roots.expect(index))
+        return Base(root, self._leaf_reader(root))
 
     def open(self, index: str) -> IndexDisk:
         """The disk that an Index describes.
