@@ -1,7 +1,7 @@
 """The store, in the words of images: what it holds, whether it is whole, and what keeps it so."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -121,7 +121,7 @@ def stats(context: Context) -> StoreUsage:
         unreferenced=usage.dead + usage.duplicate,
         condemned=usage.condemned,
         packs=usage.packs,
-        bases=sum(path.stat().st_blocks * 512 for path in context.home.bases.glob("*.raw")),
+        bases=_on_disk(context.home.bases),
     )
 
 
@@ -290,6 +290,15 @@ def _bases(context: Context, indexes: Sequence[str]) -> Iterator[Mapping[str, Di
                 window = stack.enter_context(Window.open(path))
                 found[index] = MappedDisk(raw_format.parse(window), window)
         yield found
+
+
+def _on_disk(directory: Path) -> int:
+    """What the files below take, holes left out; bases that are still being filled count too."""
+    found = 0
+    for path in directory.rglob("*"):
+        with suppress(FileNotFoundError):  # a server gives it its name at this moment
+            found += path.lstat().st_blocks * 512
+    return found
 
 
 def _memory(context: Context) -> Verified:

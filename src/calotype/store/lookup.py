@@ -164,7 +164,8 @@ class FileTable:
         """The first row that is not below each wanted prefix."""
         block = self._block(wanted)
         below = (self._blocks(block)[:, :, 0] < wanted[:, None]).sum(axis=1)
-        return np.minimum(block * _BLOCK + below, self._rows)
+        row: Ints = np.minimum(block * _BLOCK + below, self._rows)
+        return row
 
     def rows(self, first: int, last: int) -> Rows:
         """The rows ``[first, last)``."""
