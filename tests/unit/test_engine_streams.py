@@ -30,7 +30,7 @@ from calotype.engine.remote import BLOCK, RemoteFile
 from calotype.engine.sources import Upload
 from calotype.errors import Conflict, DiskRefused, InvalidInput, ToolFailed
 from calotype.model import MIB, OsState, SourceKind
-from calotype.store import Repository
+from calotype.store.taking import Taking
 
 LOOPBACK = ("127.0.0.0/8",)
 
@@ -338,9 +338,9 @@ def test_a_closed_file_ends_its_thread(blocks):
 def test_a_stream_is_read_while_it_is_stored(context, web, disk, monkeypatch):
     """The last byte is sent only when the first ones are on their way into the store."""
     stored = threading.Event()
-    plain = Repository._leaves
+    plain = Taking._leaves
 
-    def seen(self, source, regions, intake, maker, report):
+    def seen(self, source, regions, maker):
         def telling(worker):
             leaf_of = maker(worker)
             read_into = source.disk.read_into
@@ -352,7 +352,7 @@ def test_a_stream_is_read_while_it_is_stored(context, web, disk, monkeypatch):
             source.disk.read_into = told
             return leaf_of
 
-        return plain(self, source, regions, intake, telling, report)
+        return plain(self, source, regions, telling)
 
     def wait(start: int, data: bytes) -> bytes:
         if start == 0 and len(data) == len(disk):
@@ -362,7 +362,7 @@ def test_a_stream_is_read_while_it_is_stored(context, web, disk, monkeypatch):
             web.files["/d.raw"].cut = None
         return data
 
-    monkeypatch.setattr(Repository, "_leaves", seen)
+    monkeypatch.setattr(Taking, "_leaves", seen)
     web.files["/d.raw"] = File(disk, lie=wait)
     image = take(context, web.url("/d.raw"), sha256=sha256(disk))
     assert stored.is_set()
