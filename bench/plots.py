@@ -71,8 +71,8 @@ def _bars(axes: plt.Axes, row: str, figures: Figures, limit: float | None) -> No
     colours = [_OURS if f.tool.startswith(OURS) else _PEER for f in ordered]
     bars = axes.barh([f.tool for f in ordered], [f.seconds for f in ordered], color=colours)
     axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set_xscale("log")
-    axes.set_title(f"{row}, seconds (log scale, less is better)", loc="left", fontsize=9)
+    axes.margins(x=0.1)
+    axes.set_title(f"{row}, seconds (less is better)", loc="left", fontsize=9)
     if limit:
         axes.axvline(limit, color=_LIMIT, linestyle="--", linewidth=1)
         axes.text(limit, -0.45, " limit", color=_LIMIT, va="center", fontsize=8)
@@ -94,6 +94,7 @@ def _capture(disks: list[Capture], path: Path) -> Path:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks([d.gib for d in disks], [f"{d.gib}" for d in disks])
+    axes.set_yticks([0.1, 0.3, 1, 3, 10, 30, 100], ["0.1", "0.3", "1", "3", "10", "30", "100"])
     axes.minorticks_off()
     axes.set_xlabel("disk, GiB")
     axes.set_ylabel("seconds to capture 100 MiB")
