@@ -104,7 +104,8 @@ the real code: up to {prune_machine.MOST} processes ingest, capture, delete and 
 stopped before every call that it makes to the store or the ledger. They are killed anywhere, stand still
 until their leases have run out and then go on; listings are stale or empty; the clock jumps in both
 directions. After each step, each commit and each deletion, everything that a committed root needs must be in
-the store; at the end of each run everything is read back, and two prunes must leave nothing that nobody needs.
+the store; at the end of each run everything is read back, and two prunes must leave nothing that nobody
+needs.
 
 `make campaign-prune`, {result["date"]}, {result["machine"]}:
 
@@ -142,9 +143,9 @@ def speed(measured: dict[str, Any]) -> str:
     return f"""
 ## How long it takes
 
-The Debian recipe's disk ({measured["disk"] / mib:,.0f} MiB) and a copy of it with a tenth of its data
-overwritten, in a directory ({measured["packs"]} packs, {measured["stored"] / mib:,.0f} MiB), with a catalogue
-in SQLite; the load of the machine was {measured["load"]} meanwhile. Deleting the copy freed
+The Debian recipe's disk ({measured["disk"] / mib:,.0f} MiB) and a copy of it that was overwritten with noise
+in one of ten places, in a directory ({measured["packs"]} packs, {measured["stored"] / mib:,.0f} MiB), with a
+catalogue in SQLite; the load of the machine was {measured["load"]} meanwhile. Deleting the copy freed
 {measured["freed"] / mib:,.0f} MiB; repacking moved {measured["moved"] / mib:,.0f} MiB.
 
 | step | seconds |

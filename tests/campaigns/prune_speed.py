@@ -17,7 +17,7 @@ from calotype.disk import open_image
 from calotype.store import DirectoryStore, Repository
 
 _PIECE = 1 << 20
-_CHANGED = 0.1  # of the copy's data
+_CHANGED = 0.1  # of the places where the copy has data
 
 
 def measure(disk: Path) -> dict[str, Any]:
