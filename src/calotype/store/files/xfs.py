@@ -205,7 +205,7 @@ def _add_trees(inodes: Table, sb: _Super, nodes: Nodes) -> None:
     core = _core(sb)
     level, count = column(inodes, core, ">u2"), column(inodes, core + 2, ">u2")
     room = (_fork(inodes, sb) - 4) // 16
-    good = (level > 0) & (level <= _MAX_DEPTH) & (count <= room)
+    good = (level > 0) & (level <= _MAX_DEPTH) & (count > 0) & (count <= room)
     # Roots of one shape at a time: there are few.
     for depth, slots in sorted(
         {(d, s) for d, s, g in zip(level.tolist(), room.tolist(), good.tolist(), strict=True) if g}
