@@ -1,14 +1,15 @@
 """The report of a campaign: ``python -m tests.fuzz.report WORK …`` writes docs/reports/fuzz.{json,md}.
 
 A campaign in several parts (of the same code, each with the corpus of the one before) has several work
-directories, in order; times and executions are added.
+directories, in order; times and executions are added. After ``--beside`` come those of processes that ran at the
+same time, which are named but not added.
 """
 
+import argparse
 import json
 import os
 import platform
 import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,15 @@ _COLUMNS = {
 
 def main() -> None:
     """Write both files."""
-    runs = [_run(target, [Path(work) for work in sys.argv[1:]]) for target in TARGETS]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("works", nargs="+", type=Path)
+    parser.add_argument("--beside", nargs="*", type=Path, default=[])
+    options = parser.parse_args()
+    runs = [_run(target, options.works) for target in TARGETS]
+    beside = [
+        json.loads(path.read_text()) for work in options.beside for path in work.glob("*.json")
+    ]
+    said = json.loads(_FINDINGS.read_text())
     sources = "src/calotype/store/files"
     content: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, shared; nice 15",
@@ -43,14 +52,16 @@ def main() -> None:
         "code": _git("log", "-1", "--format=%h", "--", sources),
         "tree": _git("rev-parse", f"HEAD:{sources}"),
         "runs": runs,
-        "findings": json.loads(_FINDINGS.read_text()),
+        "beside": beside,
+        **said,
     }
     (_REPORTS / "fuzz.json").write_text(json.dumps(content, indent=1) + "\n")
     (_REPORTS / "fuzz.md").write_text(_markdown(content))
 
 
 def _run(target: str, works: list[Path]) -> dict[str, Any]:
-    parts = [json.loads((work / f"{target}.json").read_text()) for work in works]
+    paths = [work / f"{target}.json" for work in works]
+    parts = [json.loads(path.read_text()) for path in paths if path.exists()]
     added = ("wall_seconds", "cpu_seconds", "executions", "rounds")
     return {
         **parts[-1],
@@ -74,8 +85,19 @@ def _markdown(content: dict[str, Any]) -> str:
         f"- **{f['reader']}** ({f['found_by']}): {f['what']} *{f['then']}*"
         for f in content["findings"]
     ]
+    notes = [*content["notes"], *map(_said_beside, content["beside"])]
     return _TEXT.format(
-        table="\n".join(lines), findings="\n".join(findings), **{k: content[k] for k in _KEYS}
+        table="\n".join(lines),
+        notes="\n".join(f"- {note}" for note in notes),
+        findings="\n".join(findings),
+        **{key: content[key] for key in _KEYS},
+    )
+
+
+def _said_beside(run: dict[str, Any]) -> str:
+    return (
+        f"Beside it ran another process for {run['target']}: {run['wall_seconds']} s, of the processor "
+        f"{round(run['cpu_seconds'])} s, {run['executions']} executions, exit code {run['exit_code']}."
     )
 
 
@@ -95,6 +117,8 @@ For every input: no exception, at most 30 s of processor time, at most 240 MiB m
 the budget read, and a map that is ascending, apart and inside; the areas cover the disk. atheris keeps every
 input that it tries, so a target runs in rounds of 30,000 executions, and memory counts from the start of each
 input. Wall times are those of a busy machine at low priority: the processor time says what was done.
+
+{notes}
 
 ## Findings
 
