@@ -19,7 +19,7 @@ from bench.tools import Calotype, Tool, facts, named, ours
 from blake3 import blake3
 
 MIB = 1 << 20
-RECOMPRESSED = 9  # the zstd level of the row "recompressed"
+RECOMPRESSED = 15  # the zstd level of the row "recompressed", as `calotype store prune --recompress` has
 
 #: Who takes part, and in what besides the first upload and the way back with warm caches.
 TIMED = (

@@ -1,4 +1,4 @@
-"""Frames in and out: zstd level 1, or raw where that gains too little."""
+"""Frames in and out: zstd level 3, or raw where that gains too little."""
 
 import threading
 
@@ -9,7 +9,7 @@ from calotype.errors import StoreDamaged
 from calotype.store.objects import Bytes
 from calotype.store.pack import Codec, Frame, FrameRow
 
-_LEVEL = 1
+_LEVEL = 3
 _WORTH = 0.97  # compressed frames above this share of their raw size are stored raw
 TARGET = 128 << 10  # raw bytes of a frame
 _FULL = 192 << 10  # a chunk that would take a frame beyond this starts the next one
