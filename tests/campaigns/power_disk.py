@@ -276,12 +276,6 @@ class Rebuilder:
         for number in self._log.unflushed(entry):
             self._partly(number, None if blocks is None else blocks[number])
 
-    def ends_as(self, end: Path) -> bool:
-        """Whether all writes together make the disk that was there at the end."""
-        for number in np.flatnonzero(self._log.is_write).tolist():
-            self._apply(number)
-        return bool(np.array_equal(self._disk, np.fromfile(end, np.uint8, self._size)))
-
     def _apply(self, number: int) -> None:
         at, length = int(self._log.offset[number]), int(self._log.length[number])
         self._disk[at : at + length] = np.frombuffer(self._log.data(number), dtype=np.uint8)
@@ -295,6 +289,15 @@ class Rebuilder:
         for piece in np.flatnonzero(wanted).tolist():
             part = data[piece * BLOCK : (piece + 1) * BLOCK]
             os.pwrite(self._fd, part, at + piece * BLOCK)
+
+
+def leads_to(log: Log, start: Path, end: Path) -> bool:
+    """Whether all writes of a log together make of one disk the other one."""
+    disk = np.fromfile(start, dtype=np.uint8)
+    for number in np.flatnonzero(log.is_write).tolist():
+        at, length = int(log.offset[number]), int(log.length[number])
+        disk[at : at + length] = np.frombuffer(log.data(number), dtype=np.uint8)
+    return bool(np.array_equal(disk, np.fromfile(end, np.uint8, len(disk))))
 
 
 class Bench:

@@ -34,6 +34,7 @@ from tests.campaigns.power_disk import (
     Log,
     Rebuilder,
     Recorder,
+    leads_to,
     possible,
     private_mounts,
 )
@@ -123,7 +124,7 @@ class Room:
         with Recorder(directory, self.mountpoint, kind) as recorder:
             record(session.name, recorder, self.home, sources, session.seed, session.weakness)
         end = directory / "end.raw"
-        if not Rebuilder(self.log(session), directory / "start.raw", end).ends_as(end):
+        if not leads_to(self.log(session), directory / "start.raw", end):
             raise RuntimeError(f"{directory}: the log does not lead to the disk that was there")
         end.unlink()
         (sources / "session.json").rename(directory / "session.json")
@@ -359,12 +360,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--room", type=Path, default=Path("/tmp/powerloss/room"))
+    parser.add_argument("--room", type=Path, default=Path("/var/tmp/calotype-powerloss"))
     parser.add_argument("--points", type=int, default=700, help="of each session")
     parser.add_argument("--control-points", type=int, default=100, help="of each control")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=[""], help="sessions whose names begin so")
     parser.add_argument("--report", type=Path, default=Path("docs/reports/powerloss"))
+    parser.add_argument("--report-only", action="store_true", help="of what was tried until now")
     options = parser.parse_args()
     if not possible():
         say("needs root, loop devices, qemu-storage-daemon and mkfs")
@@ -372,19 +374,23 @@ def main() -> int:
     private_mounts()
     room = Room(options.room)
     room.root.mkdir(parents=True, exist_ok=True)
-    chosen = tuple(options.only)
-    own, broken = (
-        [
-            s
-            for s in some
-            if s.directory.startswith(chosen) and shutil.which(f"mkfs.{s.file_system}")
-        ]
-        for some in (sessions(), controls())
-    )
-    run(room, own, options.points, options.workers)
-    for session in broken:
-        run(room, [session], options.control_points, options.workers)
+    own, broken = _chosen(sessions(), options.only), _chosen(controls(), options.only)
+    if options.report_only:
+        own, broken = ([s for s in some if room.results(s)] for some in (own, broken))
+    else:
+        run(room, own, options.points, options.workers)
+        run(room, broken, options.control_points, options.workers)
     return power_report.write(room, own, broken, KINDS, options.report)
+
+
+def _chosen(some: list[Session], beginnings: list[str]) -> list[Session]:
+    """Those whose names begin so, and whose file systems can be made on this machine."""
+    return [
+        session
+        for session in some
+        if session.directory.startswith(tuple(beginnings))
+        and shutil.which(f"mkfs.{session.file_system}")
+    ]
 
 
 if __name__ == "__main__":
