@@ -25,6 +25,7 @@ from bench.works import Bench, space
 from calotype.disk.base import read
 from calotype.disk.overlay import create
 from calotype.store import DirectoryStore, Repository
+from calotype.store.codec import LEVEL
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 SHARE = 20 * MIB  # changed in runs of each length
@@ -153,8 +154,8 @@ class Changes:
 
     @property
     def compressed(self) -> int:
-        """Bytes, as one stream of zstd-1."""
-        compressor = zstandard.ZstdCompressor(level=1)
+        """Bytes, as one stream of zstd at our level."""
+        compressor = zstandard.ZstdCompressor(level=LEVEL)
         return len(compressor.compress(b"".join(data for _start, data in self.runs)))
 
     def write(self, overlay: Path, scratch: Path) -> None:

@@ -29,6 +29,7 @@ from blake3 import blake3
 from calotype.disk.base import read
 from calotype.disk.view import RawSource
 from calotype.store import DirectoryStore, Ingested, Repository
+from calotype.store.codec import LEVEL
 from calotype.store.source import data_runs
 
 MIB = 1 << 20
@@ -48,7 +49,7 @@ class Rates:
     cores: int
     read: float  # R: from the page cache into a buffer
     hash: float  # H
-    compress: float  # Z: zstd-1, raw bytes
+    compress: float  # Z: zstd at our level, raw bytes
     decompress: float  # X: raw bytes
     write: float  # W of hydrate: into the page cache
     sync: float  # W of ingest: into a file until it is on the device
@@ -112,7 +113,7 @@ def measure(disk: Path, scratch: Path) -> Rates:
     """The rates of this machine, each the median of three, on bytes of ``disk`` (a raw file)."""
     sample = _sample(disk)
     frames = [bytes(sample[i : i + FRAME]) for i in range(0, len(sample), FRAME)]
-    compressor, decompressor = zstandard.ZstdCompressor(level=1), zstandard.ZstdDecompressor()
+    compressor, decompressor = zstandard.ZstdCompressor(level=LEVEL), zstandard.ZstdDecompressor()
     packed = [compressor.compress(frame) for frame in frames]
     path = scratch / "limits.bin"
 

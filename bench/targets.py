@@ -167,7 +167,7 @@ def _capture(summary: Summary) -> Iterator[Row]:
     shares = [(d.warm[OURS].stored or 0) / d.compressed for d in summary.capture]
     yield Row(
         work="capture of 100 MiB, stored",
-        target="≤ 1.15 x what changed, compressed (zstd-1, one stream)",
+        target="≤ 1.15 x what changed, compressed (zstd-3, one stream)",
         ours=f"**{max(shares):.2f} x** at most",
         others="",
         holds=max(shares) <= 1.15,

@@ -18,8 +18,12 @@ from bench.measure import Command, cold, data_runs, held, run, warm
 from bench.tools import Calotype, Tool, facts, named, ours
 from blake3 import blake3
 
+from calotype.store.codec import LEVEL
+
 MIB = 1 << 20
-RECOMPRESSED = 15  # the zstd level of the row "recompressed", as `calotype store prune --recompress` has
+RECOMPRESSED = (
+    15  # the zstd level of the row "recompressed", as `calotype store prune --recompress` has
+)
 
 #: Who takes part, and in what besides the first upload and the way back with warm caches.
 TIMED = (
@@ -244,8 +248,8 @@ def _sizes(
 
 
 def fixed(subjects: Sequence[BenchImage], size: int = 64 << 10) -> list[int]:
-    """What chunks of one size would take: zstd-1 for each new one, and 50 bytes of index for each."""
-    compressor = zstandard.ZstdCompressor(level=1)
+    """What chunks of one size would take: each new one compressed, and 50 bytes of index for each."""
+    compressor = zstandard.ZstdCompressor(level=LEVEL)
     seen: set[bytes] = set()
     total, found = 0, []
     for subject in subjects:

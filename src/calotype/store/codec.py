@@ -9,7 +9,7 @@ from calotype.errors import StoreDamaged
 from calotype.store.objects import Bytes
 from calotype.store.pack import Codec, Frame, FrameRow
 
-_LEVEL = 3
+LEVEL = 3
 _WORTH = 0.97  # compressed frames above this share of their raw size are stored raw
 TARGET = 128 << 10  # raw bytes of a frame
 _FULL = 192 << 10  # a chunk that would take a frame beyond this starts the next one
@@ -20,7 +20,7 @@ _local = threading.local()
 class FrameBuilder:
     """Gathers new chunks into frames. One for each worker; not shared."""
 
-    def __init__(self, level: int = _LEVEL) -> None:
+    def __init__(self, level: int = LEVEL) -> None:
         self._level = level
         self._views: list[Bytes] = []
         self._digests: list[bytes] = []
@@ -55,7 +55,7 @@ class FrameBuilder:
         self._views, self._digests, self._size = [], [], 0
 
 
-def encode(raw: bytes, digests: list[bytes], lengths: list[int], level: int = _LEVEL) -> Frame:
+def encode(raw: bytes, digests: list[bytes], lengths: list[int], level: int = LEVEL) -> Frame:
     """One frame of the chunks that ``raw`` is made of, compressed at a zstd level."""
     compressors = _local.__dict__.setdefault("compressors", {})
     if level not in compressors:
