@@ -13,11 +13,11 @@ import numpy.typing as npt
 from calotype.store.chunking import multiples
 from calotype.store.digest import Bytes32, Ints, as_rows
 from calotype.store.index import Leaf, Rows
-from calotype.store.ingest import WINDOW
 from calotype.store.intake import Worker
 from calotype.store.source import Runs, Source
 
 BLOCK = 4096  # bytes; the granularity of what counts as changed
+WINDOW = 4 << 20  # bytes; part of the format, since it decides which rows of a base may stay
 
 
 class RegionCapture:
