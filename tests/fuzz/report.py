@@ -1,8 +1,8 @@
 """The report of a campaign: ``python -m tests.fuzz.report WORK …`` writes docs/reports/fuzz.{json,md}.
 
 A campaign in several parts (of the same code, each with the corpus of the one before) has several work
-directories, in order; times and executions are added. After ``--beside`` come those of processes that ran at the
-same time, which are named but not added.
+directories, in order; times and executions are added. After ``--beside`` come those of processes that ran at
+the same time, which are named but not added.
 """
 
 import argparse
