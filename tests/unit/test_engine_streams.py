@@ -206,6 +206,15 @@ def test_standard_input_is_unpacked_as_it_comes(
     nothing_left(context)
 
 
+def test_a_packed_file_is_unpacked_without_its_zeros(context, disk, tmp_path, written, progress):
+    body = packed(disk, "gz in two")
+    (tmp_path / "d.gz").write_bytes(body)
+    image = take(context, str(tmp_path / "d.gz"))
+    assert sum(written) < 12 * MIB
+    assert progress.phases[0] == ("unpacking gz", len(body), len(body))
+    assert image.os_disk.index == from_file(context, tmp_path, disk)
+
+
 def test_a_stream_that_does_not_fit_is_refused(context, disk, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(disk)))
     monkeypatch.setattr("calotype.engine.sources._room", lambda _path: 4 * MIB)

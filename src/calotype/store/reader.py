@@ -26,7 +26,7 @@ from calotype.store.packset import PackSet
 _CACHE = 32 << 20  # raw bytes of frames that are kept
 _ROWS = 1 << 18  # of parsed leaves that a disk keeps; about 100 bytes each
 _NEAR = 64 << 10  # frames closer than this are read together
-_TOGETHER = 8 << 20  # stored bytes read at once
+_TOGETHER = 4 << 20  # stored bytes read at once
 _TRIES = 10  # lookups for bytes whose pack vanishes each time before they are read
 _HINT = "run `calotype store check` to see which images are touched"
 
@@ -414,7 +414,7 @@ def _runs_of(placed: Placed, some: slice) -> _RowRuns:
     return _RowRuns(heads + some.start, offset[heads], end[tails], start[heads])
 
 
-_FRAMES_AT_ONCE = 64
+_FRAMES_AT_ONCE = 32
 
 
 def _batches(placed: Placed, low: int, high: int) -> Iterator[slice]:
