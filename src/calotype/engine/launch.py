@@ -6,11 +6,12 @@ import secrets
 import socket
 import zoneinfo
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from calotype.disk import blank
+from calotype.disk.durable import fsync_directory
 from calotype.engine import bases, keys, names
 from calotype.engine.context import Context
 from calotype.engine.machines import indexes, seed_path, specification
@@ -223,7 +224,8 @@ def _make_files(context: Context, vm: VirtualMachine, request: VmRequest) -> Non
     directory = context.vm_path(vm.id)
     directory.mkdir(mode=0o700)
     with ThreadPoolExecutor() as pool:
-        jobs = [pool.submit(blank.create, context.disk_path(d.id), d.size) for d in vm.disks]
+        jobs: list[Future[None]] = [pool.submit(fsync_directory, directory.parent)]
+        jobs += [pool.submit(blank.create, context.disk_path(d.id), d.size) for d in vm.disks]
         if vm.os_state is OsState.GENERALIZED:
             who = _provisioning(context, vm, request)
             jobs.append(pool.submit(build_seed, seed_path(directory), who))
