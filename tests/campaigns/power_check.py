@@ -23,6 +23,7 @@ from calotype.disk.overlay import OverlayDisk
 from calotype.engine import images, machines, storage
 from calotype.engine.context import Context
 from calotype.engine.import_ import ImageRequest, import_image
+from calotype.engine.keys import private_key
 from calotype.engine.machines import seed_path
 from calotype.engine.sources import Upload
 from calotype.errors import CalotypeError
@@ -214,11 +215,13 @@ class Observer:
 
 
 def of_vm(directory: Path) -> str:
-    """The fingerprint of a VM's directory: its seed."""
+    """The fingerprint of a VM's directory: its seed, and the key that opens such a VM."""
     seed = seed_path(directory)
-    if seed.exists():
-        return hashlib.sha256(seed.read_bytes()).hexdigest()[:24]
-    return "no seed" if directory.is_dir() else "no directory"
+    if not seed.exists():
+        return "no seed" if directory.is_dir() else "no directory"
+    key = private_key(Home(directory.parents[1]))
+    content = seed.read_bytes() + (key.read_bytes() if key.exists() else b"no key")
+    return hashlib.sha256(content).hexdigest()[:24]
 
 
 def judge(home: Path, ledger: Ledger, *, read_data: bool) -> list[str]:

@@ -22,6 +22,14 @@ _NAMES = (
     "On ext4 and XFS a sync of any later file takes earlier names with it, so that a directory that is not "
     "synced need not show there; on btrfs it does."
 )
+_FOUND = (
+    "The directory of a new VM was made without a sync of the directory above it: on btrfs, after a power "
+    "cut, an acknowledged VM had no directory (199 of 671 points; ext4 hides it). Now it is synced.",
+    "The same reading of the code showed that the SSH key pair of an installation was not synced at all. Now "
+    "it is, and the VM's fingerprint here has the key in it.",
+    "A command killed between the commit of a root and the writing of its object left a store whose check "
+    "spoke of damage, although nothing was lost. Now a check puts that object back.",
+)
 MODES = ("prefix", "reordered")
 
 
@@ -172,9 +180,13 @@ def _page(report: dict[str, Any]) -> str:
         ),
         "",
         _NAMES,
+        "",
+        "## Found by this, and mended",
+        "",
+        *(f"- {text}" for text in _FOUND),
     ]
     if report["findings"]:
-        lines += ["", "## Findings", ""]
+        lines += ["", "## Not mended", ""]
         lines += [
             f"- {p['session']}, entry {p['entry']}.{p['variant']}: {p['problems']}"
             for p in report["findings"]
