@@ -29,6 +29,8 @@ def pack(target: str, found: Iterable[bytes]) -> None:
     HERE.mkdir(exist_ok=True)
     named = {sha1(data, usedforsecurity=False).hexdigest(): data for data in found}
     path = HERE / f"{target}.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+    fresh = path.with_suffix(".new")  # a campaign may be reading the old one
+    with zipfile.ZipFile(fresh, "w", zipfile.ZIP_LZMA) as archive:
         for name in sorted(named):
             archive.writestr(zipfile.ZipInfo(name), named[name], zipfile.ZIP_LZMA)
+    fresh.replace(path)
