@@ -23,12 +23,18 @@ _NAMES = (
     "synced need not show there; on btrfs it does."
 )
 _FOUND = (
-    "The directory of a new VM was made without a sync of the directory above it: on btrfs, after a power "
-    "cut, an acknowledged VM had no directory (199 of 671 points; ext4 hides it). Now it is synced.",
-    "The same reading of the code showed that the SSH key pair of an installation was not synced at all. Now "
-    "it is, and the VM's fingerprint here has the key in it.",
-    "A command killed between the commit of a root and the writing of its object left a store whose check "
-    "spoke of damage, although nothing was lost. Now a check puts that object back.",
+    (
+        "The directory of a new VM was made without a sync of the directory above it: on btrfs, after a power "
+        "cut, an acknowledged VM had no directory (199 of 671 points; ext4 hides it). Now it is synced."
+    ),
+    (
+        "The same reading of the code showed that the SSH key pair of an installation was not synced at all. Now "
+        "it is, and the VM's fingerprint here has the key in it."
+    ),
+    (
+        "A command killed between the commit of a root and the writing of its object left a store whose check "
+        "spoke of damage, although nothing was lost. Now a check puts that object back."
+    ),
 )
 MODES = ("prefix", "reordered")
 
