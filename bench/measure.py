@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 MIB = 1 << 20
-_SAMPLE = 0.02  # seconds between two looks at the processes' memory
+_SAMPLE = 0.05  # seconds between two looks at the processes' memory
 _DROP = Path("/proc/sys/vm/drop_caches")
 _libc = ctypes.CDLL(None, use_errno=True)
 

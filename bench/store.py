@@ -10,6 +10,7 @@ was, and when all is there it only writes the reports in docs/reports. ``--fresh
 """
 
 import argparse
+import fcntl
 import os
 import subprocess
 import sys
@@ -29,6 +30,19 @@ ROOT = Path(__file__).parents[1]
 ROWS = ("limits", "image", "capture", "stored", "hot", "cold")
 QUICK = ("limits", "image", "capture")
 _SPACE = 12 << 30
+
+
+def alone(scratch: Path) -> None:
+    """Hold the scratch directory until this process ends: two runs at once would measure each other.
+
+    Raises:
+        SystemExit: another run is at work.
+    """
+    fd = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit(f"bench: another run is at work in {scratch}") from None
 
 
 def identity(*, quick: bool, runs: int) -> dict[str, object]:
@@ -79,6 +93,7 @@ def main() -> None:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     runs = 1 if args.quick else args.runs
     args.scratch.mkdir(parents=True, exist_ok=True)
+    alone(args.scratch)
     space(args.scratch, _SPACE)
     started = time.monotonic()
     log = Log(

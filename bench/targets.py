@@ -212,7 +212,7 @@ def _cold(launch: Mapping[str, Any]) -> Iterator[Row]:
             continue
         ratio = row["first_byte"] / hot["first_byte"]
         yield Row(
-            work=f"{way} launch from S3, first serial byte",
+            work=f"launch from S3, {way}: first serial byte",
             target="≤ 1.3 x hot",
             ours=f"{row['first_byte']:.2f} s = **{ratio:.2f} x**",
             others=f"hot {hot['first_byte']:.2f} s; login {row['login']:.0f} s, hot {hot['login']:.0f} s",
@@ -222,7 +222,7 @@ def _cold(launch: Mapping[str, Any]) -> Iterator[Row]:
         if stats:
             share = row["sent_until_login"] / stats["read"]
             yield Row(
-                work=f"{way} launch from S3, bytes before login",
+                work=f"launch from S3, {way}: bytes before login",
                 target="≤ 1.3 x what the guest reads",
                 ours=f"{row['sent_until_login'] / MIB:.0f} MiB = **{share:.2f} x**",
                 others=f"the guest reads {stats['read'] / MIB:.0f} MiB",
