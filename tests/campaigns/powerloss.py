@@ -96,6 +96,7 @@ def controls() -> list[Session]:
         Session("uploads", 4, "ext4", "no_directory_fsync"),
         Session("uploads", 4, "btrfs", "no_directory_fsync"),
         Session("together", 4, "xfs", "no_directory_fsync"),
+        Session("captures", 4, "btrfs", "no_directory_fsync"),
         Session("captures", 4, "ext4", "no_sync"),
     ]
 
