@@ -330,4 +330,7 @@ def other_repository(repository: str) -> Conflict:
 
 def another_prune() -> Conflict:
     """The error for a second prune at once."""
-    return Conflict("another prune is at work on this store", hint="wait until it has ended")
+    return Conflict(
+        "another prune or repair is at work on this store",
+        hint="wait until it has ended; one that was killed counts as ended after two minutes",
+    )
