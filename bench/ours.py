@@ -11,6 +11,11 @@ from calotype.disk.view import OverlaySource, RawSource
 from calotype.store import DirectoryStore, Ingested, Repository
 
 
+def start(store: str) -> None:
+    """Open a store and do nothing: what starting Python costs each of the works below."""
+    Repository(DirectoryStore(store))
+
+
 def put(store: str, image: str, facts: str) -> None:
     """Upload a raw disk; what the ingest did is kept in the file ``facts``."""
     repository = Repository.open_or_create(DirectoryStore(store))
@@ -48,6 +53,7 @@ def _index(facts: str) -> str:
 
 
 WORKS: dict[str, Callable[..., None]] = {
+    "start": start,
     "put": put,
     "get": get,
     "capture": capture,

@@ -111,7 +111,8 @@ def _limits(summary: Summary) -> list[str]:
         f"MB/s of one core, or of the device: {told}; Python {rates['tau'] * 1e6:.1f} µs a chunk;",
         f"{rates['cores']} cores. The image: {work['data'] / MIB:.0f} MiB read,",
         f"{work['hashed'] / MIB:.0f} MiB not zero, {work['new'] / MIB:.0f} MiB of new chunks,",
-        f"{work['chunks']} chunks.",
+        f"{work['chunks']} chunks. Python's start and imports, which count for Calotype everywhere:",
+        f"{summary.limits['start']:.2f} s.",
         "",
     ]
 

@@ -14,16 +14,15 @@ import zstandard
 from bench import limits
 from bench.images import BenchImage
 from bench.log import Log, Sample
-from bench.measure import Command, cold, data_runs, held, run, warm
+from bench.measure import Command, cold, data_runs, held, median, run, warm
 from bench.tools import Calotype, Tool, facts, named, ours
 from blake3 import blake3
 
 from calotype.store.codec import LEVEL
 
 MIB = 1 << 20
-RECOMPRESSED = (
-    15  # the zstd level of the row "recompressed", as `calotype store prune --recompress` has
-)
+RECOMPRESSED = 15  # the zstd level of `calotype store prune --recompress`
+FIXED = "fixed 64 KiB"
 
 #: Who takes part, and in what besides the first upload and the way back with warm caches.
 TIMED = (
@@ -70,7 +69,7 @@ class Bench:
 
 def rates(bench: Bench, image: BenchImage) -> None:
     """What the machine allows, measured beside the tools, and what there is to do."""
-    if bench.log.has("limits"):
+    if bench.log.samples("limits"):
         return
     with bench.room() as room:
         tool = Calotype()
@@ -78,6 +77,8 @@ def rates(bench: Bench, image: BenchImage) -> None:
         first = json.loads(facts(room, "a").read_text())
         run(tool.put(room, image.path, "b"), room, bench.scratch / "output.log")
         again = json.loads(facts(room, "b").read_text())
+        starting = ours("start", tool.kept(room))
+        starts = [run(starting, room, bench.scratch / "output.log").returned for _ in range(5)]
         found = limits.measure(image.path, room)
     hashed = limits.not_zero(image.path)
     works = {name: work(made, hashed) for name, made in (("first", first), ("again", again))}
@@ -86,7 +87,12 @@ def rates(bench: Bench, image: BenchImage) -> None:
         "reingest": limits.ingest_limit(works["again"], found),
         "hydrate": limits.hydrate_limit(works["first"], found),
     }
-    sample = {"rates": asdict(found), "work": asdict(works["first"]), "limits": seconds}
+    sample = {
+        "rates": asdict(found),
+        "work": asdict(works["first"]),
+        "limits": seconds,
+        "start": median(starts),
+    }
     bench.log.add("limits", [sample])
 
 
@@ -221,8 +227,13 @@ def stored(bench: Bench, subjects: Sequence[BenchImage], known: Path) -> None:
     if not bench.log.has("stored", tool="calotype, recompressed"):
         sizes = _sizes(bench, Calotype(), subjects, recompress=True)
         bench.log.add("stored", [{"tool": "calotype, recompressed", "sizes": sizes}])
-    if not bench.log.has("stored", tool="fixed 64 KiB"):
-        bench.log.add("stored", [{"tool": "fixed 64 KiB", "sizes": fixed(subjects)}])
+    if not bench.log.has("stored", tool=FIXED):
+        kept = json.loads(known.read_text()) if known.exists() else {}
+        key = f"{FIXED} zstd-{LEVEL} {' '.join(s.path.stem for s in subjects)}"
+        if key not in kept:
+            kept[key] = fixed(subjects)
+            known.write_text(json.dumps(kept, indent=1))
+        bench.log.add("stored", [{"tool": FIXED, "sizes": kept[key]}])
 
 
 def _key(tool: Tool, subjects: Sequence[BenchImage]) -> str:
