@@ -38,10 +38,10 @@ lint: setup ## Style, types, import order
 bench-setup: servers ## What `make bench` compares with: restic, borg, casync, Glance; the six images (10 minutes, once)
 	@scripts/bench-setup.sh
 
-bench: bench-setup ## The store and launches against their peers, or what is missing of it (25 minutes), and docs/reports/targets.md
+bench: bench-setup ## The store and launches against their peers, or what is missing of it (half an hour), and docs/reports/targets.md
 	@$(PYTHON) -m bench.store
 
-bench-quick: bench-setup ## The same on one image, once, with few peers: two minutes, and a table on the screen
+bench-quick: bench-setup ## The same on one image, once, with few peers: five minutes, and a table on the screen
 	@$(PYTHON) -m bench.store --quick --fresh
 
 bitrot: setup ## 1,000 flipped bits, all found, named and repaired: ten minutes, and docs/reports/bitrot.*
