@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.disks import BytesDisk
 
 from calotype.disk.base import Extent, read
 from calotype.errors import CalotypeError, StoreDamaged
@@ -64,23 +65,6 @@ wrong bytes).
 | place | flips | found | named | repaired | in place | harmed |
 |---|---|---|---|---|---|---|
 """
-
-
-class BytesDisk:
-    """A disk in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.size = len(data)
-
-    def extents(self) -> Iterator[Extent]:
-        yield Extent(0, self.size, zero=False)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self.data[offset : offset + len(buffer)]
-
-    def close(self) -> None:
-        pass
 
 
 def text(seed: int, size: int) -> bytes:

@@ -20,8 +20,9 @@ from typing import Any
 from unittest import mock
 
 from blake3 import blake3
+from tests.disks import BytesDisk
 
-from calotype.disk.base import Extent, read
+from calotype.disk.base import read
 from calotype.errors import CalotypeError
 from calotype.store import Ingested, MemoryStore, Repository
 from calotype.store.chunking import Chunking
@@ -46,23 +47,6 @@ def content(blocks: Sequence[int]) -> bytes:
 
 def _block(number: int) -> bytes:
     return blake3(bytes([number])).digest(BLOCK) if number else bytes(BLOCK)
-
-
-class MemoryDisk:
-    """A disk in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.size = len(data)
-
-    def extents(self) -> Iterator[Extent]:
-        yield Extent(0, self.size, zero=False)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self.data[offset : offset + len(buffer)]
-
-    def close(self) -> None:
-        pass
 
 
 class Killed(BaseException):
@@ -167,7 +151,7 @@ class World:
             ledger = repository._ledger
             assert isinstance(ledger, GatedLedger)
             ledger.blocks = blocks
-            return repository.ingest(MemoryDisk(content(blocks)), **how)
+            return repository.ingest(BytesDisk(content(blocks)), **how)
 
         return job
 

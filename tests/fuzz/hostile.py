@@ -9,11 +9,11 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tests.fuzz.physical_volume import metadata, physical_volume
+from tests.memory import peak
 
 from calotype.store.files import areas
 
@@ -289,12 +289,6 @@ DISKS: dict[str, Callable[[], Made | _Bytes]] = {
     "lvm quotes": lambda: lvm(_text('a="\\' * (_LONG // 4))),
     "lvm spaces": lambda: lvm(_text("a" + " " * _LONG)),
 }
-
-
-def peak() -> int:
-    """The most memory that this process had, in KiB; ``ru_maxrss`` counts its parent's, too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
 def main() -> None:

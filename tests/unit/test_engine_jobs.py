@@ -399,27 +399,6 @@ def test_tags(context, disks):
         images.tag(context, "img", {}, ("zzz",))
 
 
-def test_statistics_and_check(context, disks):
-    upload(context, disks, data=(0,))
-    upload(context, disks, "twin")
-    usage = storage.stats(context)
-    assert usage.logical == 3 * 8 * MIB
-    assert {image.image: image.unique == 0 for image in usage.images}["twin"]
-    assert 2 * MIB < usage.stored < 6 * MIB
-    assert storage.check(context).ok
-    pack = max(
-        (context.home.store / "packs").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size
-    )
-    data = bytearray(pack.read_bytes())
-    data[len(data) // 2] ^= 1
-    pack.chmod(0o600)
-    pack.write_bytes(data)
-    report = storage.check(wire.build(home=context.home))
-    assert not report.ok
-    assert set(report.images) <= {"img", "twin"}
-    assert report.images
-
-
 def test_export_refusals(context, disks, tmp_path):
     upload(context, disks)
     with pytest.raises(InvalidInput, match="names no format"):

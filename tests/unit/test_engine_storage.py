@@ -33,15 +33,13 @@ def context(tmp_path):
     context.close()
 
 
-def image(context, name, content):
+def image(context, name, content, luns=()):
+    """An image whose disks, also data disks at ``luns``, all hold ``content``."""
     path = context.home.prepare().root / f"{name}.raw"
     path.write_bytes(content)
-    return import_image(
-        context,
-        ImageRequest(name=name, os_state=OsState.SPECIALIZED),
-        Upload(location=str(path)),
-        {},
-    ).image
+    upload = Upload(location=str(path))
+    request = ImageRequest(name=name, os_state=OsState.SPECIALIZED)
+    return import_image(context, request, upload, dict.fromkeys(luns, upload)).image
 
 
 def content(context, found):
@@ -57,6 +55,23 @@ def flip(path, offset=5000):
     raw = bytearray(path.read_bytes())
     raw[offset] ^= 1
     path.write_bytes(raw)
+
+
+def test_statistics_and_check(context):
+    content = os.urandom(2 * MIB) + bytes(6 * MIB)
+    image(context, "img", content, luns=(0,))
+    image(context, "twin", content)
+    usage = storage.stats(context)
+    assert usage.logical == 3 * 8 * MIB
+    assert {image.image: image.unique == 0 for image in usage.images}["twin"]
+    assert 2 * MIB < usage.stored < 6 * MIB
+    assert storage.check(context).ok
+    pack = packs(context)[0]
+    flip(pack, pack.stat().st_size // 2)
+    report = storage.check(wire.build(home=context.home))
+    assert not report.ok
+    assert set(report.images) <= {"img", "twin"}
+    assert report.images
 
 
 def test_the_space_of_a_deleted_image_comes_back_and_no_other(context):
@@ -151,13 +166,13 @@ def test_some_images_are_copied_to_a_store_with_a_name(context, tmp_path):
     assert one.os_disk.index not in kept
 
 
-@pytest.mark.parametrize("source", ["nowhere", "/nowhere/at/all"])
+@pytest.mark.parametrize("source", ["nowhere", "{}/nowhere/at/all", "file://{}/nowhere"])
 def test_no_store_is_made_by_a_repair(context, source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     image(context, "one", os.urandom(MIB))
     with pytest.raises(NotFound, match="no directory"):
-        storage.repair(context, source)
-    assert not (tmp_path / source).exists()
+        storage.repair(context, source.format(tmp_path))
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_store_elsewhere(tmp_path, monkeypatch):

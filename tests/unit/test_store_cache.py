@@ -9,8 +9,8 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.disks import BytesDisk
 
-from calotype.disk.base import Extent
 from calotype.errors import NotFound, StoreDamaged
 from calotype.store import DirectoryStore, MemoryStore
 from calotype.store.cache import CacheStore, uncached
@@ -354,21 +354,6 @@ def kept(tmp_path):
     data = random.Random(1).randbytes(3 << 20)
     index = Repository.create(inner).ingest(BytesDisk(data)).index
     return inner, CacheStore(inner, tmp_path / "cache", 1 << 26), index, data
-
-
-class BytesDisk:
-    def __init__(self, data):
-        self.data = data
-        self.size = len(data)
-
-    def extents(self):
-        yield Extent(0, self.size, zero=False)
-
-    def read_into(self, offset, buffer):
-        buffer[:] = self.data[offset : offset + len(buffer)]
-
-    def close(self):
-        pass
 
 
 def test_what_was_damaged_on_its_way_is_neither_served_nor_kept(kept):

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from tests.disks import BytesDisk
 
 from calotype.disk.base import Extent, read
 from calotype.errors import Conflict, InvalidInput, NotFound, StoreDamaged
@@ -41,7 +42,7 @@ def load_campaign() -> ModuleType:
 
 
 bitrot = load_campaign()
-BytesDisk, text, clone = bitrot.BytesDisk, bitrot.text, bitrot.clone
+text, clone = bitrot.text, bitrot.clone
 
 A = random.Random(1).randbytes(MIB) + text(2, MIB)
 B = random.Random(1).randbytes(MIB) + text(3, MIB)

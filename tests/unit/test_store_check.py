@@ -9,8 +9,9 @@ import zstandard
 from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.disks import BytesDisk
 
-from calotype.disk.base import Extent, read
+from calotype.disk.base import read
 from calotype.errors import CalotypeError, InvalidInput, NotFound, StoreDamaged
 from calotype.store import DirectoryStore, MemoryStore, Repository, codec, pack
 from calotype.store.chunking import Chunking
@@ -18,21 +19,6 @@ from calotype.store.index import Leaf, Root, Rows, root_id
 from calotype.store.parameters import seal
 
 MIB = 1 << 20
-
-
-class BytesDisk:
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.size = len(data)
-
-    def extents(self):
-        yield Extent(0, self.size, zero=False)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self.data[offset : offset + len(buffer)]
-
-    def close(self) -> None:
-        pass
 
 
 def text(seed: int, size: int) -> bytes:

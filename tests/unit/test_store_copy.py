@@ -4,12 +4,13 @@ import errno
 import logging
 import random
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import timedelta
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.disks import BytesDisk
 
 from calotype.disk.base import Extent, read
 from calotype.errors import Conflict, NotFound
@@ -29,21 +30,6 @@ WORDS = [random.Random(n).randbytes(6).hex().encode() * 9000 for n in range(3)]
 @pytest.fixture(autouse=True)
 def quiet(caplog):
     caplog.set_level(logging.CRITICAL)
-
-
-class BytesDisk:
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.size = len(data)
-
-    def extents(self) -> Iterator[Extent]:
-        yield Extent(0, self.size, zero=False)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self.data[offset : offset + len(buffer)]
-
-    def close(self) -> None:
-        pass
 
 
 def fresh(objects: MemoryStore | None = None, ledger: MemoryLedger | None = None) -> Repository:

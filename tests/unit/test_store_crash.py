@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.disks import BytesDisk
 
 from calotype.disk.base import Extent, read
 from calotype.store import DirectoryStore, Repository, packwriter
@@ -25,21 +26,6 @@ from calotype.store.ledger import MemoryLedger
 MIB = 1 << 20
 CRASHED = 86
 CHANGED = [Extent(200_000, 5000, zero=False), Extent(MIB + 4096, 65536, zero=False)]
-
-
-class BytesDisk:
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.size = len(data)
-
-    def extents(self):
-        yield Extent(0, self.size, zero=False)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self.data[offset : offset + len(buffer)]
-
-    def close(self) -> None:
-        pass
 
 
 FIRST = random.Random(1).randbytes(MIB) + bytes(MIB)

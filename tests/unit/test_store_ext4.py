@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.disks import BytesDisk
 
 from calotype.disk.base import Extent, read
 from calotype.store import MemoryStore, Repository
@@ -43,22 +44,6 @@ VARIANTS = {
     "ext3": ["-b", "1024", "-O", "none,has_journal,dir_index,filetype,sparse_super"],
     "block maps, 4k": ["-b", "4096", "-O", "^extents,^64bit"],
 }
-
-
-class BytesDisk:
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.size = len(data)
-
-    def extents(self):
-        yield Extent(0, self.size, zero=False)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        assert 0 <= offset <= offset + len(buffer) <= self.size
-        buffer[:] = self.data[offset : offset + len(buffer)]
-
-    def close(self) -> None:
-        pass
 
 
 def source(data: bytes) -> Source:

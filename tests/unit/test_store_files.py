@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.disks import BytesDisk
 from tests.fuzz import corpus, targets
 from tests.fuzz.hostile import DISKS
 from tests.fuzz.sparse import SparseDisk
 
-from calotype.disk.base import Extent, read
+from calotype.disk.base import read
 from calotype.errors import InvalidInput
 from calotype.store import MemoryStore, Repository
 from calotype.store.chunking import Chunking, Cutter
@@ -23,21 +24,6 @@ from calotype.store.source import Source, data_runs
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
-
-
-class BytesDisk:
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.size = len(data)
-
-    def extents(self):
-        yield Extent(0, self.size, zero=False)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self.data[offset : offset + len(buffer)]
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.mark.parametrize("target", targets.TARGETS)

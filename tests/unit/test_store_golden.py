@@ -1,32 +1,15 @@
 """The Index of given bytes is the same for ever: ids that were written down."""
 
 import random
-from collections.abc import Iterator
 
 import pytest
+from tests.disks import BytesDisk
 
 from calotype.disk.base import Extent
 from calotype.store import MemoryStore, Repository
 from calotype.store.chunking import Chunking
 
 MIB = 1 << 20
-
-
-class BytesDisk:
-    """A disk in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.size = len(data)
-
-    def extents(self) -> Iterator[Extent]:
-        yield Extent(0, self.size, zero=False)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self.data[offset : offset + len(buffer)]
-
-    def close(self) -> None:
-        pass
 
 
 def content() -> bytes:

@@ -16,8 +16,9 @@ import pytest
 from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.disks import BytesDisk
 
-from calotype.disk.base import Extent, read
+from calotype.disk.base import read
 from calotype.store import DirectoryStore, MemoryStore, Repository, footers, lookup, packset
 from calotype.store.digest import Bytes32, as_rows
 from calotype.store.lookup import LOW, SHIFT, Group
@@ -337,23 +338,6 @@ def test_footers_in_memory_are_bounded(monkeypatch):
     assert sum(len(p.lengths) for p in packs.packs) == 600
 
 
-class BytesDisk:
-    """A disk in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.size = len(data)
-
-    def extents(self) -> Iterator[Extent]:
-        yield Extent(0, self.size, zero=False)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self.data[offset : offset + len(buffer)]
-
-    def close(self) -> None:
-        pass
-
-
 def test_a_repository_reads_through_a_lying_table(small, tmp_path):
     """Prefixes that were overwritten: chunks seem to be missing, until the tables are made again."""
     objects = DirectoryStore(tmp_path / "store")
@@ -377,6 +361,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_store_lookup import DATA, Made, fake_digests
 from calotype.store.packset import PackSet
+from tests.memory import peak
 store = Made(int(sys.argv[3]), 10_000)
 packs = PackSet(store, Path(sys.argv[2]))
 start = time.perf_counter()
@@ -388,10 +373,7 @@ for number in range(0, store.count, max(1, store.count // 10)):
         assert (packs.find(*DATA, wanted[first : first + 125]) >= 0).all()
     unknown = fake_digests(10**6 + number, 125)
     assert (packs.find(*DATA, unknown) < 0).all()
-# ru_maxrss would count the parent that this was forked from.
-lines = Path("/proc/self/status").read_text().splitlines()
-peak = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
-print(opened, time.perf_counter() - start, peak)
+print(opened, time.perf_counter() - start, peak())
 """
 
 
@@ -433,7 +415,8 @@ class Made:
 def big(directory: Path, packs: int) -> tuple[float, float, float]:
     """Seconds to open a store of so many packs of 10,000 chunks, until all was found; MiB at most."""
     command = [sys.executable, "-c", BIG, str(Path(__file__).parent), str(directory), str(packs)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
     opened, everything, memory = map(float, done.stdout.split())
     return opened, everything, memory / 1024
 

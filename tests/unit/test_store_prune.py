@@ -2,7 +2,6 @@
 
 import random
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.disks import BytesDisk
 
 from calotype.catalog import Catalog
 from calotype.disk.base import Extent, read
@@ -26,21 +26,6 @@ from calotype.store.roots import BINDING
 
 MIB = 1 << 20
 NOW = timedelta(0)
-
-
-class BytesDisk:
-    def __init__(self, data):
-        self.data = data
-        self.size = len(data)
-
-    def extents(self) -> Iterator[Extent]:
-        yield Extent(0, self.size, zero=False)
-
-    def read_into(self, offset, buffer):
-        buffer[:] = self.data[offset : offset + len(buffer)]
-
-    def close(self):
-        pass
 
 
 def noise(seed, size=MIB):

@@ -1,11 +1,12 @@
 """Packs that are deleted while others read or rely on them."""
 
 import random
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import pytest
+from tests.disks import BytesDisk
 
-from calotype.disk.base import Extent, read
+from calotype.disk.base import read
 from calotype.errors import StoreDamaged
 from calotype.store import MemoryStore, Repository
 from calotype.store.digest import Domain
@@ -14,23 +15,6 @@ from calotype.store.pack import PREFIX, Kind
 from calotype.store.packset import PackSet
 
 MIB = 1 << 20
-
-
-class BytesDisk:
-    """A disk in memory."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.size = len(data)
-
-    def extents(self) -> Iterator[Extent]:
-        yield Extent(0, self.size, zero=False)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self.data[offset : offset + len(buffer)]
-
-    def close(self) -> None:
-        pass
 
 
 def packs_of(store: MemoryStore) -> list[str]:

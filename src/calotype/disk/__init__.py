@@ -1,7 +1,8 @@
 """Disk images: every format opens as a :class:`Disk`, and every disk is written in every format."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from calotype.late import late
 
 if TYPE_CHECKING:
     from calotype.disk.base import Disk, Extent, read
@@ -63,8 +64,4 @@ _PLACES = {
     "write_ova": "ova_write",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+__getattr__ = late(__name__, _PLACES)

@@ -1,6 +1,8 @@
-"""What makes a name in a directory survive a power cut."""
+"""Names that survive a power cut, and small files that are there whole or not at all."""
 
 import os
+import threading
+from pathlib import Path
 
 
 def fsync_directory(path: str | os.PathLike[str]) -> None:
@@ -10,3 +12,24 @@ def fsync_directory(path: str | os.PathLike[str]) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_private(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file that only its owner may read, so that it is there whole or not at all.
+
+    Without ``durable`` it may be gone after a power cut.
+    """
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        fsync_directory(path.parent)

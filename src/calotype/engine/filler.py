@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from calotype.disk.base import Extent
+from calotype.disk.durable import write_private
 from calotype.disk.nbd_server import NbdServer
 from calotype.disk.view import RawSource
 from calotype.engine.context import Context
@@ -150,7 +151,7 @@ class Filler:
                 work()
             except StoreDamaged as error:
                 log.warning("%s", error)
-                _replace(self._directory / "problem", error.message.encode())
+                write_private(self._directory / "problem", error.message.encode(), durable=False)
                 self._stop.wait(_PATIENCE)
             except (CalotypeError, OSError) as error:
                 log.warning("%s", error)
@@ -197,7 +198,8 @@ class Filler:
         quiet = max(_BOOTED, lasted / 2)  # a slow host's guests pause for longer
         if now - self._fresh > quiet or lasted > _LONGEST or self._seen.full:
             if not self._known and self._seen.bytes >= _LEAST:
-                _replace(self._directory / "profile", profile.encode(self._seen.extents()))
+                extents = profile.encode(self._seen.extents())
+                write_private(self._directory / "profile", extents, durable=False)
                 say(PROFILE)
             self._booting = False
 
@@ -212,7 +214,7 @@ class Filler:
             "whole": self._base.whole,
             "seconds": round(time.monotonic() - self._started, 3),
         }
-        _replace(self._directory / "stats.json", json.dumps(counts).encode())
+        write_private(self._directory / "stats.json", json.dumps(counts).encode(), durable=False)
 
 
 def _batches(runs: Sequence[Extent]) -> Iterator[list[Extent]]:
@@ -253,9 +255,3 @@ def say(word: str) -> None:
 def ended() -> bool:
     """Whether the keeper has ended, or wants an end; waits for a moment."""
     return bool(select.select([0], [], [], _TICK)[0])
-
-
-def _replace(path: Path, data: bytes) -> None:
-    new = path.with_name(f"{path.name}.{threading.get_native_id()}")
-    new.write_bytes(data)
-    new.rename(path)

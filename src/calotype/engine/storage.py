@@ -9,9 +9,7 @@ from pathlib import Path
 
 from calotype.disk import Disk, MappedDisk, Window
 from calotype.disk import raw as raw_format
-from calotype.engine import operation
 from calotype.engine.context import Context
-from calotype.errors import NotFound
 from calotype.store.check import CheckReport
 from calotype.store.copy import CopyReport
 from calotype.store.copy import copy as copy_indexes
@@ -171,8 +169,8 @@ def prune(
     Raises:
         Conflict: another prune is at work, or an Index is not whole.
     """
-    if not dry_run:
-        _forget_unused(context)
+    if not dry_run:  # a deletion left what other commands at work might have needed
+        context.drop_unused(context.repository.indexes())
     return context.repository.prune(
         grace=grace,
         level=_COLD if recompress else None,
@@ -249,25 +247,12 @@ def _repaired(context: Context, done: RepairReport) -> StoreRepair:
     )
 
 
-def _forget_unused(context: Context) -> None:
-    """Drop the Indexes that a deletion had to leave, because another command was at work."""
-    with operation.quiet(context.home.prepare()) as quiet:
-        if quiet:
-            for index in set(context.repository.indexes()) - context.catalog.indexes_in_use():
-                context.repository.delete_index(index)
-
-
 @contextmanager
 def _other(context: Context, text: str, *, create: bool = False) -> Iterator[Repository]:
     """Another store: a URL, or a name of one in config.toml."""
     url = context.settings.store(text)
     cache = context.home.cache / "stores" / sha256(url.encode()).hexdigest()[:16]
-    if not create and "://" not in url and not Path(url).is_dir():
-        raise NotFound(
-            f"there is no directory '{url}'",
-            hint="name a directory, a URL, or a name under [stores] in config.toml",
-        )
-    objects = open_store(url, cache=cache / "objects")
+    objects = open_store(url, cache=cache / "objects", create=create)
     try:
         lookup = cache / "lookup"
         if create:

@@ -1,7 +1,8 @@
 """VMs: the drivers that run them, what they are told at their birth, and how to talk to them."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from calotype.late import late
 
 if TYPE_CHECKING:
     from calotype.machine.agent import Agent, Completed
@@ -43,8 +44,4 @@ _PLACES = {
     "Snapshot": "spec",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+__getattr__ = late(__name__, _PLACES)

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+from calotype.disk.durable import write_private
 from calotype.errors import TimedOut, ToolFailed
-from calotype.machine.seed import write_private
 from calotype.machine.spec import Acceleration
 from calotype.run import Limits, Sandbox, run, which
 

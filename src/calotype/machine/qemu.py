@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
+from calotype.disk.durable import write_private
 from calotype.errors import GuestError, NotAllowed, NotFound, TimedOut, ToolFailed
 from calotype.machine import console as terminal
 from calotype.machine import point_in_time as moment
@@ -26,7 +27,6 @@ from calotype.machine.layout import Layout, give, link, read_guarded
 from calotype.machine.nodes import bases, blockdevs, device, links, names, node, top
 from calotype.machine.process import Process, alive, hold
 from calotype.machine.qmp import Qmp
-from calotype.machine.seed import write_private
 from calotype.machine.spec import Acceleration, DiskSpec, LazyBase, MachineSpec, Snapshot
 from calotype.model import Generation, PowerState
 from calotype.run import Limits, spawn, which

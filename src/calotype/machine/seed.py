@@ -25,7 +25,6 @@ A guest provisions itself once for each instance id. Specialized guests get no s
 import base64
 import binascii
 import io
-import os
 import re
 import shlex
 import struct
@@ -36,7 +35,7 @@ from typing import Any
 
 import pycdlib
 
-from calotype.disk.durable import fsync_directory
+from calotype.disk.durable import write_private
 from calotype.errors import InvalidInput
 from calotype.machine.userdata import user_data
 from calotype.run import Limits, run
@@ -170,23 +169,6 @@ def build_seed(path: Path, provisioning: Provisioning) -> None:
     iso.write_fp(image)
     iso.close()
     write_private(path, image.getvalue())
-
-
-def write_private(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a file that only its owner may read, so that it is there whole or not at all.
-
-    Without ``durable`` it may be gone after a power cut.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    temporary.replace(path)
-    if durable:
-        fsync_directory(path.parent)
 
 
 def hash_password(password: str) -> str:

@@ -1,7 +1,8 @@
 """The store: disk images as deduplicated, compressed, verified chunks in an object store."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from calotype.late import late
 
 if TYPE_CHECKING:
     from calotype.store.check import CheckReport, Damage
@@ -47,8 +48,4 @@ _PLACES = {
     "Verified": "verified",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+__getattr__ = late(__name__, _PLACES)

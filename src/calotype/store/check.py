@@ -371,10 +371,9 @@ class Checker:
     def _bad(self, pack: Pack, number: int, problem: str) -> None:
         text = problem.replace(f" of {pack.key}", "")
         finding = self._note(pack.key, text)
-        first = int(pack.frame_first[number])
         with self._lock:
             finding.frames.add(number)
-            for digest in pack.digests[first : first + int(pack.frame_chunks[number])]:
+            for digest in pack.digests[pack.chunks_of(number)]:
                 self._rotten.setdefault(digest.tobytes(), set()).add(pack.key)
 
     # Indexes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from calotype.errors import InvalidInput
+from calotype.errors import InvalidInput, NotFound
 from calotype.store.directory import DirectoryStore
 from calotype.store.objects import MemoryStore, ObjectStore
 
@@ -40,22 +40,33 @@ class Location:
 
 
 def open_store(
-    url: str, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES
+    url: str,
+    *,
+    cache: Path | None = None,
+    cache_bytes: int = CACHE_BYTES,
+    create: bool = True,
 ) -> ObjectStore:
     """The store at ``url``: a path, ``file:``, ``memory:``, ``s3:`` or ``az:``.
 
     A store on a server is asked once what it can do, is used patiently, and, with ``cache``, what is read
     from its packs is kept in that directory, at most ``cache_bytes`` of it. Credentials come from the
-    environment and the usual files.
+    environment and the usual files. Without ``create``, no directory is made.
 
     Raises:
+        NotFound: there is no such directory, and none is to be made.
         InvalidInput: this is no URL of a store, or the server cannot be used as one.
         StoreUnavailable: the server does not answer.
     """
     scheme = _SCHEME.match(url)
     kind = scheme[1].lower() if scheme else ""
     if kind in {"", "file"}:
-        return DirectoryStore(_local(url) if kind else Path(url))
+        path = _local(url) if kind else Path(url)
+        if not create and not path.is_dir():
+            raise NotFound(
+                f"there is no directory '{path}'",
+                hint="name a directory, a URL, or a name under [stores] in config.toml",
+            )
+        return DirectoryStore(path)
     if kind == "memory" and url[len("memory:") :] in {"", "//"}:
         return MemoryStore()
     location = parse(url)

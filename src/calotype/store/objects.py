@@ -141,6 +141,16 @@ def as_buffers(data: Bytes | Iterable[Bytes]) -> Iterable[Bytes]:
     return (data,) if isinstance(data, bytes | bytearray | memoryview) else data
 
 
+def write_through(writer: ObjectWriter, key: str, data: Iterable[Bytes]) -> None:
+    """Write a series of buffers as one object; nothing stays of it when that fails."""
+    try:
+        for buffer in data:
+            writer.write((buffer,))
+        writer.commit(key)
+    finally:
+        writer.abort()
+
+
 def missing(key: str) -> NotFound:
     """The error for an object that is not there."""
     return NotFound(f"the store has no object {key}")

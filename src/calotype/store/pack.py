@@ -120,6 +120,23 @@ class Pack:
         """The number of each frame's first chunk."""
         return _starts(self.frame_chunks)
 
+    def chunks_of(self, frame: int) -> slice:
+        """The chunks of a frame."""
+        first = int(self.frame_first[frame])
+        return slice(first, first + int(self.frame_chunks[frame]))
+
+    def row(self, frame: int) -> FrameRow:
+        """What the footer says of a frame."""
+        chunks = self.chunks_of(frame)
+        return FrameRow(
+            stored=int(self.frame_stored[frame]),
+            raw=int(self.frame_raw[frame]),
+            codec=Codec(int(self.frame_codec[frame])),
+            checksum=self.frame_checksum[frame].tobytes(),
+            digests=[digest.tobytes() for digest in self.digests[chunks]],
+            lengths=self.lengths[chunks].tolist(),
+        )
+
     @cached_property
     def chunk_frame(self) -> Ints:
         """The number of the frame that holds each chunk."""

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from calotype.disk.base import Extent
-from calotype.disk.durable import fsync_directory
+from calotype.disk.durable import write_private
 from calotype.errors import InvalidInput, NotFound, StoreDamaged
 from calotype.store.digest import Domain, Ints
 from calotype.store.index import Leaf, Root, root_id
@@ -417,14 +417,7 @@ def _write_map(path: Path, root: Root, known: dict[int, Bools]) -> None:
         parts.append(_PART.pack(number, len(known[number])))
         parts.append(np.packbits(known[number]).tobytes())
     body = b"".join(parts)
-    new = path.with_name(f"{path.name}.new")
-    with open(new, "wb") as file:
-        file.write(body)
-        file.write(blake3(body).digest())
-        file.flush()
-        os.fsync(file.fileno())
-    new.rename(path)
-    fsync_directory(path.parent)
+    write_private(path, body + blake3(body).digest())
 
 
 def _read_map(path: Path, root: Root) -> dict[int, Bools]:

@@ -127,8 +127,7 @@ def raw_frame(pack: Pack, number: int, stored: memoryview, domain: Domain) -> by
         raw = decode(stored, int(pack.frame_codec[number]), int(pack.frame_raw[number]))
     except StoreDamaged as error:
         raise _damaged(pack, number, error.message) from None
-    first = int(pack.frame_first[number])
-    chunks = slice(first, first + int(pack.frame_chunks[number]))
+    chunks = pack.chunks_of(number)
     ends = list(itertools.accumulate(pack.lengths[chunks].tolist(), initial=0))
     digests = domain.digests(memoryview(raw), itertools.pairwise(ends))
     if b"".join(digests) != pack.digests[chunks].tobytes():

@@ -28,7 +28,15 @@ from obstore.store import AzureStore, S3Store
 
 from calotype.errors import CalotypeError, Conflict, InvalidInput, NotFound, StoreUnavailable
 from calotype.store.directory import write_all
-from calotype.store.objects import Bytes, Stored, as_buffers, check_key, missing, truncated
+from calotype.store.objects import (
+    Bytes,
+    Stored,
+    as_buffers,
+    check_key,
+    missing,
+    truncated,
+    write_through,
+)
 
 if TYPE_CHECKING:  # obstore has these names for type checkers only
     from obstore.store import ClientConfig, RetryConfig
@@ -181,13 +189,7 @@ class RemoteStore:
             if if_absent or len(whole) <= self._part:
                 return self._put(key, whole, if_absent=if_absent)
             data = whole
-        writer = self.writer()
-        try:
-            for buffer in as_buffers(data):
-                writer.write((buffer,))
-            writer.commit(key)
-        finally:
-            writer.abort()
+        write_through(self.writer(), key, as_buffers(data))
         return True
 
     def _put(self, key: str, whole: bytes, *, if_absent: bool) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from blake3 import blake3
 
 from calotype.errors import NotFound, StoreDamaged
 from calotype.store.codec import FrameBuilder
@@ -17,7 +16,7 @@ from calotype.store.digest import Domain
 from calotype.store.mark import Bits
 from calotype.store.mark import share as share_of
 from calotype.store.objects import ObjectStore
-from calotype.store.pack import Codec, Frame, FrameRow, Kind, Pack
+from calotype.store.pack import Frame, Kind, Pack
 from calotype.store.packwriter import PackWriter
 from calotype.store.scan import Stretch, read, stretches, verified
 from calotype.store.workers import spread
@@ -110,10 +109,9 @@ class Repacker:
         pack = stretch.pack
         try:
             for number, stored in read(self.objects, stretch):
-                first = int(pack.frame_first[number])
-                chunks = slice(first, first + int(pack.frame_chunks[number]))
-                if self.level is None and kept[chunks].all():
-                    writer.append([_copied(pack, number, stored)])
+                if self.level is None and kept[pack.chunks_of(number)].all():
+                    verified(pack, number, stored, None)
+                    writer.append([Frame(pack.row(number), bytes(stored))])
                     continue
                 _gather(pack, number, verified(pack, number, stored, domain), kept, frames)
                 writer.append(frames.finish() if pack.kind is Kind.LEAF else frames.take())
@@ -124,31 +122,9 @@ class Repacker:
 def _gather(pack: Pack, number: int, raw: bytes, kept: Bits, frames: FrameBuilder) -> None:
     """Hand the kept chunks of a frame to ``frames``."""
     view = memoryview(raw)
-    first = int(pack.frame_first[number])
-    for chunk in range(first, first + int(pack.frame_chunks[number])):
+    chunks = pack.chunks_of(number)
+    for chunk in range(chunks.start, chunks.stop):
         if kept[chunk]:
             start = int(pack.chunk_offset[chunk])
             data = view[start : start + int(pack.lengths[chunk])]
             frames.add(pack.digests[chunk].tobytes(), data)
-
-
-def _copied(pack: Pack, number: int, stored: memoryview) -> Frame:
-    """A frame as it is.
-
-    Raises:
-        StoreDamaged: its checksum does not match.
-    """
-    checksum = pack.frame_checksum[number].tobytes()
-    if blake3(stored).digest() != checksum:
-        raise StoreDamaged(f"frame {number} of {pack.key}: does not match its checksum")
-    first = int(pack.frame_first[number])
-    chunks = slice(first, first + int(pack.frame_chunks[number]))
-    row = FrameRow(
-        stored=len(stored),
-        raw=int(pack.frame_raw[number]),
-        codec=Codec(int(pack.frame_codec[number])),
-        checksum=checksum,
-        digests=[digest.tobytes() for digest in pack.digests[chunks]],
-        lengths=pack.lengths[chunks].tolist(),
-    )
-    return Frame(row, bytes(stored))

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from calotype.errors import NotFound, StoreUnavailable
-from calotype.store.objects import Bytes, ObjectStore, ObjectWriter, Stored, as_buffers
+from calotype.store.objects import (
+    Bytes,
+    ObjectStore,
+    ObjectWriter,
+    Stored,
+    as_buffers,
+    write_through,
+)
 
 T = TypeVar("T")
 
@@ -90,13 +97,7 @@ class RetryStore:
             return self._put_if_absent(key, b"".join(as_buffers(data)))
         if isinstance(data, bytes | bytearray | memoryview):
             return self.patiently(lambda: self.inner.put(key, data))
-        writer = self.writer()
-        try:
-            for buffer in as_buffers(data):
-                writer.write((buffer,))
-            writer.commit(key)
-        finally:
-            writer.abort()
+        write_through(self.writer(), key, as_buffers(data))
         return True
 
     def _put_if_absent(self, key: str, data: bytes) -> bool:

@@ -17,7 +17,7 @@ from calotype.store.codec import FrameBuilder, decode
 from calotype.store.digest import Bytes32, Domain, Ints
 from calotype.store.intake import Intake
 from calotype.store.objects import Bytes, ReadableStore
-from calotype.store.pack import Codec, Frame, FrameRow, Kind, Pack
+from calotype.store.pack import Frame, Kind, Pack
 from calotype.store.packset import PackSet
 from calotype.store.scan import Stretch, pack_of, read_each, stretches, verified
 from calotype.store.workers import spread
@@ -131,11 +131,11 @@ class _Carrier:
             for number, stored in read_each(self._source, stretch):
                 left.remove(number)
                 self._frame(pack, number, stored, mask)
-        self.moved.failed += sum(int(mask[_chunks(pack, number)].sum()) for number in left)
+        self.moved.failed += sum(int(mask[pack.chunks_of(number)].sum()) for number in left)
 
     def _frame(self, pack: Pack, number: int, stored: memoryview | None, mask: Mask) -> None:
         if stored is None:
-            self.moved.failed += int(mask[_chunks(pack, number)].sum())
+            self.moved.failed += int(mask[pack.chunks_of(number)].sum())
             return
         self.moved.read += len(stored)
         try:
@@ -146,7 +146,7 @@ class _Carrier:
             self._hand_in(pack, number, stored, raw, mask)
 
     def _hand_in(self, pack: Pack, number: int, stored: memoryview, raw: bytes, mask: Mask) -> None:
-        chunks = _chunks(pack, number)
+        chunks = pack.chunks_of(number)
         digests = [d.tobytes() for d in pack.digests[chunks]]
         lengths: list[int] = pack.lengths[chunks].tolist()
         wanted = np.flatnonzero(mask[chunks]).tolist()
@@ -158,15 +158,7 @@ class _Carrier:
                 [(digests[i], memoryview(raw)[starts[i] : starts[i + 1]]) for i in mine],
             )
             return
-        row = FrameRow(
-            stored=len(stored),
-            raw=len(raw),
-            codec=Codec(int(pack.frame_codec[number])),
-            checksum=pack.frame_checksum[number].tobytes(),
-            digests=digests,
-            lengths=lengths,
-        )
-        self._writer.append([Frame(row, bytes(stored))])
+        self._writer.append([Frame(pack.row(number), bytes(stored))])
         self.moved.frames += 1
         self.moved.chunks += len(digests)
         self.moved.raw += len(raw)
@@ -183,7 +175,7 @@ class _Carrier:
 
     def _rescue(self, pack: Pack, number: int, stored: memoryview, mask: Mask) -> None:
         """Take what is right of a damaged frame."""
-        chunks = _chunks(pack, number)
+        chunks = pack.chunks_of(number)
         good = salvage(pack, number, stored, self._intake.domain)
         wanted = np.flatnonzero(mask[chunks]).tolist()
         found = [(pack.digests[chunks][i].tobytes(), good[i]) for i in wanted if i in good]
@@ -202,7 +194,7 @@ def salvage(pack: Pack, number: int, stored: memoryview, domain: Domain) -> dict
         raw = decode(stored, int(pack.frame_codec[number]), int(pack.frame_raw[number]))
     except StoreDamaged:
         return {}
-    chunks = _chunks(pack, number)
+    chunks = pack.chunks_of(number)
     ends = np.cumsum(pack.lengths[chunks], dtype=np.int64).tolist()
     found = {}
     for i, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
@@ -210,11 +202,6 @@ def salvage(pack: Pack, number: int, stored: memoryview, domain: Domain) -> dict
         if domain.digest(data) == pack.digests[chunks][i].tobytes():
             found[i] = data
     return found
-
-
-def _chunks(pack: Pack, frame: int) -> slice:
-    first = int(pack.frame_first[frame])
-    return slice(first, first + int(pack.frame_chunks[frame]))
 
 
 def _frames(pack: Pack, mask: Mask) -> Ints:

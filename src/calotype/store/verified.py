@@ -5,14 +5,12 @@ It lies outside of the store, as a cache that may be lost: it decides what is re
 
 import contextlib
 import json
-import os
-import secrets
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from calotype.disk.durable import fsync_directory
+from calotype.disk.durable import write_private
 
 _FORMAT = "calotype verified"
 _VERSION = 1
@@ -71,14 +69,5 @@ class Verified:
                 "packs": self._times,
             }
             data = json.dumps(content, separators=(",", ":")).encode()
-        part = self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}.part")
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.rename(self._path)
-        finally:
-            part.unlink(missing_ok=True)
-        fsync_directory(str(self._path.parent))
+        write_private(self._path, data)
