@@ -22,6 +22,22 @@ class OsState(StrEnum):
     SPECIALIZED = "Specialized"
 
 
+class Verdict(StrEnum):
+    """What the evidence on an image's disks says of it."""
+
+    GENERALIZED = "Generalized"  # nothing of one machine or person was found
+    SPECIALIZED = "Specialized"  # it is one machine
+    MIXED = "Mixed"  # some of one machine is gone, some is left
+    UNKNOWN = "Unknown"  # no operating system that could be looked into
+
+
+class Stage(StrEnum):
+    """How far an image has come."""
+
+    STAGED = "Staged"  # stored; nobody saw it start
+    PROMOTED = "Promoted"  # two clones started and differed where they must
+
+
 class Architecture(StrEnum):
     """The processor that an image runs on."""
 
@@ -137,6 +153,8 @@ class Image:
     eula: str | None = None
     recommended: Recommended = Recommended()
     tags: dict[str, str] = field(default_factory=dict)
+    stage: Stage = Stage.STAGED
+    verdict: Verdict | None = None  # None: nobody looked
     provenance: Provenance
     created_at: datetime
 
@@ -195,6 +213,7 @@ class VirtualMachine:
     network: Network = Network.RESTRICTED
     uid: int | None = None  # the unprivileged user that QEMU runs as, when Calotype runs as root
     deallocated: bool = False
+    generalized: bool = False  # in place: it makes images, and does not start until it is restored
     notes: tuple[str, ...] = ()  # overrides, such as a second VM from a specialized image
     disks: tuple[ManagedDisk, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
@@ -209,3 +228,29 @@ class VirtualMachine:
     def data_disks(self) -> tuple[ManagedDisk, ...]:
         """The other disks, by LUN."""
         return tuple(sorted((d for d in self.disks if d.lun is not None), key=lambda d: d.lun or 0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RestoreDisk:
+    """One disk of a restore point: which managed disk it was, and what it held."""
+
+    disk_id: str
+    name: str
+    index: str
+    size: int  # bytes
+    image_id: str | None = None  # that the managed disk came from
+    lun: int | None = None  # None: the OS disk
+    caching: Caching = Caching.READ_WRITE
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RestorePoint:
+    """All disks of a VM at one instant, kept in the store so that the VM can go back to them."""
+
+    id: str
+    vm_id: str
+    reason: str  # what it was taken before
+    consistency: Consistency
+    disks: tuple[RestoreDisk, ...]
+    created_at: datetime

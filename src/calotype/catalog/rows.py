@@ -17,6 +17,8 @@ from calotype.model import (
     Provenance,
     Recommended,
     SourceKind,
+    Stage,
+    Verdict,
     VirtualMachine,
 )
 
@@ -39,6 +41,8 @@ def image_row(image: Image) -> dict[str, Any]:
         "vcpus": image.recommended.vcpus,
         "memory": image.recommended.memory,
         "tags": image.tags,
+        "stage": image.stage.value,
+        "verdict": image.verdict.value if image.verdict else None,
         "provenance": _provenance_json(image.provenance),
         "created_at": image.created_at,
     }
@@ -78,6 +82,8 @@ def to_image(row: Row, disk_rows: Sequence[Row]) -> Image:
         eula=row["eula"],
         recommended=Recommended(vcpus=row["vcpus"], memory=row["memory"]),
         tags=dict(row["tags"]),
+        stage=Stage(row["stage"]),
+        verdict=Verdict(row["verdict"]) if row["verdict"] else None,
         provenance=_to_provenance(row["provenance"]),
         os_disk=os_disk,
         data_disks=tuple(data),
@@ -127,6 +133,7 @@ def vm_row(vm: VirtualMachine) -> dict[str, Any]:
         "network": vm.network.value,
         "uid": vm.uid,
         "deallocated": vm.deallocated,
+        "generalized": vm.generalized,
         "notes": list(vm.notes),
         "tags": vm.tags,
         "created_at": vm.created_at,

@@ -66,6 +66,8 @@ images = Table(
     Column("vcpus", Integer),
     Column("memory", BigInteger),
     Column("tags", JSON, nullable=False),
+    Column("stage", String(16), nullable=False),
+    Column("verdict", String(16)),
     Column("provenance", JSON, nullable=False),
     Column("created_at", Instant, nullable=False),
 )
@@ -103,6 +105,7 @@ vms = Table(
     Column("network", String(16), nullable=False),
     Column("uid", Integer, unique=True),
     Column("deallocated", Boolean, nullable=False),
+    Column("generalized", Boolean, nullable=False),
     Column("notes", JSON, nullable=False),
     Column("tags", JSON, nullable=False),
     Column("created_at", Instant, nullable=False),
@@ -122,6 +125,46 @@ disks = Table(
     Column("tags", JSON, nullable=False),
     Column("created_at", Instant, nullable=False),
     UniqueConstraint("vm_id", "lun", name="uq_disks_lun"),
+)
+
+restore_points = Table(
+    "restore_points",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("vm_id", ForeignKey("vms.id"), nullable=False, index=True),
+    Column("reason", Text, nullable=False),
+    Column("consistency", String(16), nullable=False),
+    Column("created_at", Instant, nullable=False),
+)
+
+#: ``position`` 0 is the OS disk (``lun`` NULL); data disks follow by LUN.
+restore_point_disks = Table(
+    "restore_point_disks",
+    metadata,
+    Column("point_id", ForeignKey("restore_points.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("disk_id", String(36), nullable=False),
+    Column("name", String(80), nullable=False),
+    Column("index", String(64), nullable=False, index=True),
+    Column("size", BigInteger, nullable=False),
+    Column("image_id", String(36)),
+    Column("lun", Integer),
+    Column("caching", String(16), nullable=False),
+    Column("tags", JSON, nullable=False),
+)
+
+#: Overrides and other acts that must be answered for; ``digest`` covers the row and ``previous``.
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("at", Instant, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("detail", JSON, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
 )
 
 #: The ledger of the store (see :mod:`calotype.store.ledger`): one row.

@@ -4,19 +4,24 @@ from calotype.guest.generalize import GeneralizeReport, StepReport, generalize
 from calotype.guest.guest import Action, Edit, Guest, Stat, Tree
 from calotype.guest.inspect import Inspection, inspect
 from calotype.guest.locate import DiskMap, Filesystem, Partition, survey
+from calotype.guest.proof import Finding, Proof, prove
 from calotype.guest.secrets import Secret
 from calotype.guest.steps import STEPS, SysprepStep, select
+from calotype.guest.steps.step import Concern
 
 __all__ = [
     "STEPS",
     "Action",
+    "Concern",
     "DiskMap",
     "Edit",
     "Filesystem",
+    "Finding",
     "GeneralizeReport",
     "Guest",
     "Inspection",
     "Partition",
+    "Proof",
     "Secret",
     "Stat",
     "StepReport",
@@ -24,6 +29,7 @@ __all__ = [
     "Tree",
     "generalize",
     "inspect",
+    "prove",
     "select",
     "survey",
 ]

@@ -4,7 +4,7 @@ The copy is a throw-away view: whatever goes wrong here, the source is untouched
 """
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,3 +230,8 @@ class _Rehearsal:
         """Note an overwriting."""
         del keep
         self.edits.append(Edit(Action.BLANKED, path))
+
+    def execute(self, argv: Sequence[str]) -> bool:
+        """Nothing is run."""
+        del argv
+        return False

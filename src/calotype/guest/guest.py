@@ -7,7 +7,7 @@ guest and in a throw-away boot are three implementations of the one protocol.
 
 import fnmatch
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -115,6 +115,13 @@ class Guest(Tree, Protocol):
 
     def blank(self, path: str, keep: int) -> None:
         """Overwrite a file's content, but for the first ``keep`` bytes, with zeros in place."""
+        ...
+
+    def execute(self, argv: Sequence[str]) -> bool:
+        """Run a program of the guest's own; false where the guest does not live, or has none of that name.
+
+        Its failure is an error; what it changes is not in :attr:`edits`.
+        """
         ...
 
 

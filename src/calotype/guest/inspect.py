@@ -13,6 +13,7 @@ from calotype.model import Architecture, Generation, OsState, OsType
 
 _ELF = {62: Architecture.X64, 183: Architecture.ARM64}
 _SHELLS = ("/bin/sh", "/usr/bin/sh", "/bin/bash", "/bin/busybox", "/sbin/init")
+_SSH_SERVERS = ("/usr/sbin/sshd", "/usr/sbin/dropbear", "/usr/local/sbin/sshd", "/sbin/sshd")
 _WINDOWS = {Filesystem.NTFS, Filesystem.BITLOCKER}
 
 
@@ -41,6 +42,7 @@ class Inspection:
     cloud_init: bool = False
     waagent: bool = False
     guest_agent: bool = False
+    has_ssh_server: bool = False
     packages: int = 0
     kernels: tuple[str, ...] = ()
     mounts: tuple[tuple[str, str], ...] = ()
@@ -97,6 +99,7 @@ def inspect_guest(guest: Tree, found: DiskMap, *, stale: bool = False) -> Inspec
         cloud_init=guest.stat("/usr/bin/cloud-init") is not None,
         waagent=guest.stat("/usr/sbin/waagent") is not None,
         guest_agent=guest.stat("/usr/sbin/qemu-ga") is not None,
+        has_ssh_server=any(guest.stat(p) is not None for p in _SSH_SERVERS),
         packages=_packages(guest),
         kernels=tuple(path.removeprefix("/boot/vmlinuz-") for path in _kernels(guest)),
         mounts=tuple(_mounts(guest)),

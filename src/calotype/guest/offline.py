@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -222,6 +222,11 @@ class OfflineGuest(ExtGuest):
         for at, length in self._content(path, keep):
             zero(self._fd, at, length)
         self._log(Action.BLANKED, path)
+
+    def execute(self, argv: Sequence[str]) -> bool:
+        """Nothing: a guest that is switched off runs no program."""
+        del argv
+        return False
 
     def flush(self) -> None:
         """Carry out what is queued.

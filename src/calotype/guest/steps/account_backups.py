@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from calotype.guest.guest import Guest, Tree, glob, join
-from calotype.guest.steps.step import SysprepStep
+from calotype.guest.steps.step import Concern, SysprepStep
 
 _FILES = "passwd|shadow|group|gshadow|subuid|subgid|sudoers|opasswd"
 # group.conf (of PAM) and sudoers.d are something else.
@@ -36,6 +36,7 @@ STEP = SysprepStep(
     name="account-backups",
     heading="Old copies of passwd, shadow, group and their like",
     order=140,
+    concern=Concern.CREDENTIAL,
     perform=perform,
     check=check,
 )

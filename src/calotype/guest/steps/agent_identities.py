@@ -1,11 +1,12 @@
 """Identities that management agents hold for this one machine."""
 
-from calotype.guest.steps.step import clearing
+from calotype.guest.steps.step import Concern, clearing
 
 STEP = clearing(
     name="agent-identities",
     heading="Identities of Puppet, Salt, Chef and kubelet",
     order=540,
+    concern=Concern.IDENTITY,
     remove=(
         "/etc/puppetlabs/puppet/ssl",
         "/etc/puppet/ssl",

@@ -1,11 +1,12 @@
 """What cloud-init keeps of the machine that it provisioned, and what it wrote from it."""
 
-from calotype.guest.steps.step import clearing
+from calotype.guest.steps.step import Concern, clearing
 
 STEP = clearing(
     name="cloud-init",
     heading="cloud-init's instance data and generated configuration",
     order=300,
+    concern=Concern.IDENTITY,
     remove=(
         "/var/lib/cloud/instance",
         "/var/lib/cloud/instances",

@@ -1,11 +1,12 @@
 """Memory of crashed programs and kernels."""
 
-from calotype.guest.steps.step import clearing
+from calotype.guest.steps.step import Concern, clearing
 
 STEP = clearing(
     name="crash-dumps",
     heading="Crash reports and core dumps",
     order=440,
+    concern=Concern.TRACE,
     remove=(
         "/var/crash/*",
         "/var/lib/systemd/coredump/*",

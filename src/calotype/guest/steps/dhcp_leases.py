@@ -1,11 +1,12 @@
 """Leases and client identifiers of DHCP."""
 
-from calotype.guest.steps.step import clearing
+from calotype.guest.steps.step import Concern, clearing
 
 STEP = clearing(
     name="dhcp-leases",
     heading="DHCP leases and identifiers",
     order=340,
+    concern=Concern.IDENTITY,
     remove=(
         "/var/lib/dhcp/*",
         "/var/lib/dhcp3/*",

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from calotype.guest.guest import Guest, Tree, walk
-from calotype.guest.steps.step import SysprepStep
+from calotype.guest.steps.step import Concern, SysprepStep
 
 _TREES = ("/etc", "/root", "/srv", "/opt", "/usr/local")
 _COPY = re.compile(r".+~|\.?#.+#|\..+\.sw[a-p]")
@@ -32,6 +32,7 @@ STEP = SysprepStep(
     name="editor-files",
     heading="Editors' backup and swap files of configuration",
     order=600,
+    concern=Concern.TRACE,
     perform=perform,
     check=check,
 )

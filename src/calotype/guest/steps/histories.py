@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from calotype.guest.accounts import accounts
 from calotype.guest.guest import Guest, Tree, glob, join
-from calotype.guest.steps.step import SysprepStep
+from calotype.guest.steps.step import Concern, SysprepStep
 
 _PATTERNS = (".*_history", ".lesshst", ".viminfo", ".wget-hsts", ".sudo_as_admin_successful")
 
@@ -31,6 +31,7 @@ STEP = SysprepStep(
     name="histories",
     heading="Command histories of all accounts",
     order=180,
+    concern=Concern.TRACE,
     perform=perform,
     check=check,
 )

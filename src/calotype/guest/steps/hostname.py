@@ -4,7 +4,7 @@ import re
 
 from calotype.guest.accounts import edit_lines
 from calotype.guest.guest import Guest, Tree, lines, text
-from calotype.guest.steps.step import SysprepStep
+from calotype.guest.steps.step import Concern, SysprepStep
 
 _LOCAL = "localhost"
 #: Names of every machine.
@@ -85,6 +85,7 @@ STEP = SysprepStep(
     name="hostname",
     heading="The host name, and its entries in hosts and mailname",
     order=240,
+    concern=Concern.IDENTITY,
     perform=perform,
     check=check,
 )

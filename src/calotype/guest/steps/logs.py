@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from calotype.guest.guest import Guest, Stat, Tree, glob, walk
-from calotype.guest.steps.step import SysprepStep
+from calotype.guest.steps.step import Concern, SysprepStep
 
 _LOGS = "/var/log"
 _ROTATED = re.compile(r".*(\.\d+|\.old|-\d{8}(-\d+)?|\.(gz|xz|bz2|zst|lz4|zip|asl|journal~?))")
@@ -52,6 +52,7 @@ STEP = SysprepStep(
     name="logs",
     heading="Logs, the journal, and records of logins",
     order=400,
+    concern=Concern.TRACE,
     perform=perform,
     check=check,
 )

@@ -5,7 +5,7 @@ D-Bus would bring the old id back.
 """
 
 from calotype.guest.guest import Guest, Tree
-from calotype.guest.steps.step import SysprepStep
+from calotype.guest.steps.step import Concern, SysprepStep
 
 _FILE = "/etc/machine-id"
 _COPY = "/var/lib/dbus/machine-id"
@@ -44,6 +44,7 @@ STEP = SysprepStep(
     name="machine-id",
     heading="The machine-id and its copy for D-Bus",
     order=220,
+    concern=Concern.IDENTITY,
     perform=perform,
     check=check,
 )

@@ -1,11 +1,12 @@
 """Letters, delivered and waiting."""
 
-from calotype.guest.steps.step import clearing
+from calotype.guest.steps.step import Concern, clearing
 
 STEP = clearing(
     name="mail",
     heading="Mailboxes and mail queues",
     order=580,
+    concern=Concern.TRACE,
     remove=(
         "/var/spool/postfix/active/*",
         "/var/spool/postfix/deferred/*",

@@ -5,7 +5,7 @@ from functools import partial
 
 from calotype.guest.accounts import edit_lines
 from calotype.guest.guest import Guest, Tree, glob, lines
-from calotype.guest.steps.step import SysprepStep
+from calotype.guest.steps.step import Concern, SysprepStep
 
 _REMOVE = (
     "/etc/udev/rules.d/*persistent-net*.rules",
@@ -62,6 +62,7 @@ STEP = SysprepStep(
     name="network-profiles",
     heading="Rules bound to a network card, and stored connections",
     order=380,
+    concern=Concern.IDENTITY,
     perform=perform,
     check=check,
 )

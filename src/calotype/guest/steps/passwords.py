@@ -2,7 +2,7 @@
 
 from calotype.guest.accounts import edit_rows, rows
 from calotype.guest.guest import Guest, Tree
-from calotype.guest.steps.step import SysprepStep
+from calotype.guest.steps.step import Concern, SysprepStep
 
 #: Files that keep passwords of old, each emptied.
 _STORES = ("/etc/security/opasswd", "/var/cache/debconf/passwords.dat")
@@ -41,6 +41,7 @@ STEP = SysprepStep(
     name="passwords",
     heading="Passwords of root and of system accounts (locked)",
     order=120,
+    concern=Concern.CREDENTIAL,
     perform=perform,
     check=check,
 )

@@ -1,11 +1,12 @@
 """Saved randomness: the same seed in two clones is no randomness."""
 
-from calotype.guest.steps.step import clearing
+from calotype.guest.steps.step import Concern, clearing
 
 STEP = clearing(
     name="random-seed",
     heading="Seeds of the random number generator",
     order=260,
+    concern=Concern.IDENTITY,
     remove=(
         "/var/lib/systemd/random-seed",
         "/var/lib/urandom/random-seed",

@@ -1,7 +1,7 @@
 """The name servers of the old network. A link to a resolver's own file stays."""
 
 from calotype.guest.guest import Guest, Tree, lines
-from calotype.guest.steps.step import SysprepStep
+from calotype.guest.steps.step import Concern, SysprepStep
 
 _FILE = "/etc/resolv.conf"
 
@@ -25,6 +25,7 @@ STEP = SysprepStep(
     name="resolv-conf",
     heading="Name servers of the old network",
     order=360,
+    concern=Concern.TRACE,
     perform=perform,
     check=check,
 )

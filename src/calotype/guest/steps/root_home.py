@@ -1,11 +1,12 @@
 """Root's keys, histories and traces of editors."""
 
-from calotype.guest.steps.step import clearing
+from calotype.guest.steps.step import Concern, clearing
 
 STEP = clearing(
     name="root-home",
     heading="Root's keys, known hosts and histories",
     order=160,
+    concern=Concern.CREDENTIAL,
     remove=(
         "/root/.ssh",
         "/root/.*_history",

@@ -1,11 +1,12 @@
 """Names and password hashes that SSSD cached."""
 
-from calotype.guest.steps.step import clearing
+from calotype.guest.steps.step import Concern, clearing
 
 STEP = clearing(
     name="sssd-cache",
     heading="SSSD's cache of people and their credentials",
     order=560,
+    concern=Concern.CREDENTIAL,
     remove=(
         "/var/lib/sss/db/*",
         "/var/lib/sss/mc/*",

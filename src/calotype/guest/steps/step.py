@@ -2,11 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from calotype.guest.guest import Guest, Tree, glob
 
 #: Identifiers of ``/etc/os-release`` (``ID``, or one of ``ID_LIKE``) that we know well enough.
 DEBIAN = frozenset({"debian"})
+
+
+class Concern(StrEnum):
+    """What a step's leavings would do to a clone; the verdict on a disk follows from it."""
+
+    IDENTITY = "identity"  # two clones would be one machine
+    CREDENTIAL = "credential"  # somebody could log in, or be somebody else
+    TRACE = "trace"  # tells of the old machine and its people, and opens nothing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +30,7 @@ class SysprepStep:
     name: str
     heading: str
     order: int
+    concern: Concern
     perform: Callable[[Guest], None]
     check: Callable[[Tree], list[str]]
     distributions: frozenset[str] = frozenset()
@@ -32,6 +42,7 @@ def clearing(
     name: str,
     heading: str,
     order: int,
+    concern: Concern,
     remove: Sequence[str] = (),
     empty: Sequence[str] = (),
     distributions: frozenset[str] = frozenset(),
@@ -54,6 +65,7 @@ def clearing(
         name=name,
         heading=heading,
         order=order,
+        concern=concern,
         perform=perform,
         check=check,
         distributions=distributions,

@@ -1,7 +1,7 @@
 """The names under which the machine logs in to storage: iSCSI's initiator, NVMe's host."""
 
 from calotype.guest.guest import Guest, Tree, glob, lines
-from calotype.guest.steps.step import SysprepStep
+from calotype.guest.steps.step import Concern, SysprepStep
 
 _INITIATOR = "/etc/iscsi/initiatorname.iscsi"
 #: Tells Debian's open-iscsi to make a name at its next start.
@@ -31,6 +31,7 @@ STEP = SysprepStep(
     name="storage-identity",
     heading="Names for iSCSI and NVMe storage",
     order=520,
+    concern=Concern.IDENTITY,
     perform=perform,
     check=check,
 )

@@ -1,11 +1,12 @@
 """The machine's registration with its distributor."""
 
-from calotype.guest.steps.step import clearing
+from calotype.guest.steps.step import Concern, clearing
 
 STEP = clearing(
     name="subscriptions",
     heading="Subscription identities (Ubuntu Pro, RHSM, SCC)",
     order=500,
+    concern=Concern.IDENTITY,
     remove=(
         "/var/lib/ubuntu-advantage/machine-token.json",
         "/var/lib/ubuntu-advantage/private",

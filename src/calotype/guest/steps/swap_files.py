@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from calotype.guest.guest import Guest, Tree, lines
-from calotype.guest.steps.step import SysprepStep
+from calotype.guest.steps.step import Concern, SysprepStep
 
 #: A swap space's first page says what it is.
 PAGE = 4096
@@ -41,6 +41,7 @@ STEP = SysprepStep(
     name="swap-files",
     heading="Contents of swap files",
     order=460,
+    concern=Concern.TRACE,
     perform=perform,
     check=check,
 )

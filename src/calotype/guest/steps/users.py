@@ -11,7 +11,7 @@ from calotype.guest.accounts import (
     rows,
 )
 from calotype.guest.guest import Guest, Tree, glob, join
-from calotype.guest.steps.step import SysprepStep
+from calotype.guest.steps.step import Concern, SysprepStep
 
 #: Directories whose files are named after their user.
 _BY_NAME = (
@@ -132,6 +132,7 @@ STEP = SysprepStep(
     name="users",
     heading="Users made by provisioning and other people, with their homes, mail and crontabs",
     order=100,
+    concern=Concern.CREDENTIAL,
     perform=perform,
     check=check,
 )
