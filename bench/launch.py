@@ -123,7 +123,7 @@ def _limit(context: Context, image: str) -> float:
     """``qemu-img create -b``, and the start of QEMU with the command line that the engine uses."""
     request = VmRequest(name="limit", image=image, memory=MEMORY, start=False)
     vm = launch.create_vm(context, request)  # for its row and its seed; not measured
-    overlay = context.disk_path(vm.os_disk.id)
+    overlay = context.disk_path(vm.os_disk.file)
     index = vm.os_disk.index
     assert index is not None
     overlay.unlink()

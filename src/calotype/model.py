@@ -190,6 +190,12 @@ class ManagedDisk:
     caching: Caching = Caching.READ_WRITE
     tags: dict[str, str] = field(default_factory=dict)
     created_at: datetime
+    overlay: str | None = None  # what its file is called, once that is not the id any more
+
+    @property
+    def file(self) -> str:
+        """What its overlay's file is called."""
+        return self.overlay or self.id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -180,7 +180,7 @@ class Observer:
 
     def _overlay(self, disk: Any) -> str:
         base = self._context.repository.open(disk.index) if disk.index else None
-        with closing(OverlayDisk(self._context.disk_path(disk.id), base)) as overlay:
+        with closing(OverlayDisk(self._context.disk_path(disk.file), base)) as overlay:
             return of_disk(overlay)
 
     def _store(self) -> None:
@@ -204,7 +204,7 @@ class Observer:
         expected: dict[str, tuple[set[str], set[str]]] = {
             "tmp": (set(), {path.name for path in home.tmp.glob("op-*")}),
             "vms": ({vm.id for vm in vms}, {path.name for path in home.vms.iterdir()}),
-            "disks": ({disk.id for disk in disks}, {path.stem for path in home.disks.iterdir()}),
+            "disks": ({disk.file for disk in disks}, {path.stem for path in home.disks.iterdir()}),
             "store": (set(), self._leftovers),
         }
         return [

@@ -61,7 +61,7 @@ def machine(context: Context, disk: Path) -> None:
         context, VmRequest(name="vm1", image="img", start=False, new_data_disks={0: 4 * MIB})
     )
     for managed in vm.disks:
-        options = f"driver=qcow2,file.filename={context.disk_path(managed.id)}"
+        options = f"driver=qcow2,file.filename={context.disk_path(managed.file)}"
         if managed.index:
             options += (
                 f",backing.driver=raw,backing.file.filename={context.base_path(managed.index)}"

@@ -15,6 +15,7 @@ from sqlalchemy import (
     create_engine,
     delete,
     event,
+    func,
     insert,
     select,
     update,
@@ -28,7 +29,7 @@ from calotype.errors import CalotypeError, Conflict, InvalidInput, NotAllowed, N
 from calotype.model import Image, ManagedDisk, OsState, VirtualMachine
 
 #: The newest migration; a test holds it against the migrations' own list.
-HEAD = "0003"
+HEAD = "0004"
 
 
 class Catalog:
@@ -215,6 +216,12 @@ class Catalog:
         with self._read() as db:
             found = _all(db, select(disks).order_by(disks.c.name))
             return [rows.to_disk(row) for row in found]
+
+    def has_overlay(self, file: str) -> bool:
+        """Whether a managed disk's overlay is the file of that name."""
+        named = func.coalesce(disks.c.overlay, disks.c.id) == file
+        with self._read() as db:
+            return db.scalar(select(disks.c.id).where(named)) is not None
 
     def attach_disk(self, disk_id: str, vm_id: str, lun: int) -> None:
         """Record that a disk is a VM's data disk at ``lun``.

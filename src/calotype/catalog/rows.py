@@ -104,6 +104,7 @@ def disk_row(disk: ManagedDisk) -> dict[str, Any]:
         "caching": disk.caching.value,
         "tags": disk.tags,
         "created_at": disk.created_at,
+        "overlay": disk.overlay,
     }
 
 

@@ -124,6 +124,7 @@ disks = Table(
     Column("caching", String(16), nullable=False),
     Column("tags", JSON, nullable=False),
     Column("created_at", Instant, nullable=False),
+    Column("overlay", String(36)),  # NULL: the disk's own id
     UniqueConstraint("vm_id", "lun", name="uq_disks_lun"),
 )
 

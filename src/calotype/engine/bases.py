@@ -117,7 +117,7 @@ def disk_specification(context: Context, disk: ManagedDisk, base: Base | None) -
     """What the driver needs to know of a disk."""
     return DiskSpec(
         id=disk.id,
-        path=context.disk_path(disk.id),
+        path=context.disk_path(disk.file),
         base=base,
         size=disk.size,
         lun=disk.lun,

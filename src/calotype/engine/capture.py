@@ -140,7 +140,7 @@ def _stopped_source(
 ) -> OverlaySource:
     base = found[disk.index] if disk.index else None
     beneath = NbdSource(base.socket, base.export) if isinstance(base, LazyBase) else base
-    return OverlaySource(context.disk_path(disk.id), beneath)
+    return OverlaySource(context.disk_path(disk.file), beneath)
 
 
 def _consistency_of_stopped(source: Source) -> Consistency:

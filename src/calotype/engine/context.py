@@ -79,9 +79,9 @@ class Context:
         """The materialized base of an Index."""
         return self.home.bases / f"{index}.raw"
 
-    def disk_path(self, disk_id: str) -> Path:
-        """The overlay of a managed disk."""
-        return self.home.disks / f"{disk_id}.qcow2"
+    def disk_path(self, file: str) -> Path:
+        """The overlay of a managed disk, by :attr:`~calotype.model.ManagedDisk.file`."""
+        return self.home.disks / f"{file}.qcow2"
 
     def vm_path(self, vm_id: str) -> Path:
         """A VM's directory."""
@@ -120,7 +120,7 @@ class Context:
             if kind == "vm":
                 self.catalog.vm(identifier)
             elif kind == "disk":
-                self.catalog.disk(identifier)
+                return self.catalog.has_overlay(identifier)
             else:
                 return False
         except NotFound:

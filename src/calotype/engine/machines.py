@@ -142,10 +142,10 @@ def deallocate(context: Context, name: str, *, force: bool = False, timeout: flo
 def delete(context: Context, name: str, *, keep_disks: bool = False) -> None:
     """Stop a VM at once and delete it, with its disks unless ``keep_disks``."""
     with context.vm_lock(name) as vm, context.operation() as operation:
-        gone = [] if keep_disks else [disk.id for disk in vm.disks]
-        operation.claim_all([("vm", vm.id), *(("disk", disk_id) for disk_id in gone)])
+        gone = () if keep_disks else vm.disks
+        operation.claim_all([("vm", vm.id), *(("disk", disk.file) for disk in gone)])
         context.driver.kill(context.vm_path(vm.id))
-        context.catalog.delete_vm(vm.id, delete_disks=gone)
+        context.catalog.delete_vm(vm.id, delete_disks=[disk.id for disk in gone])
     context.drop_unused(disk.index for disk in vm.disks if disk.index)
 
 
@@ -173,7 +173,7 @@ def delete_disk(context: Context, name: str) -> None:
     """Delete a managed disk that no VM uses."""
     disk = context.catalog.disk(name)
     with context.operation() as operation:
-        operation.claim("disk", disk.id)
+        operation.claim("disk", disk.file)
         context.catalog.delete_disk(disk.id)
     context.drop_unused([disk.index] if disk.index else [])
 
