@@ -11,10 +11,10 @@ import pytest
 
 from calotype import wire
 from calotype.config import Home
-from calotype.engine import capture as capture_module
 from calotype.engine import context as context_module
 from calotype.engine import export as export_module
 from calotype.engine import images, launch, look, machines, operation, storage
+from calotype.engine import moment as moment_module
 from calotype.engine.capture import CaptureRequest, capture_vm
 from calotype.engine.context import Context
 from calotype.engine.export import export_image
@@ -167,7 +167,7 @@ def test_a_stopped_vm_stays_as_it_is_while_it_is_captured(context, home, disk, m
             action(other, "vm1")
         assert driver.calls == []
 
-    meanwhile(monkeypatch, capture_module, "_consistency_of_stopped", act)
+    meanwhile(monkeypatch, moment_module, "_consistency_of_stopped", act)
     capture_vm(context, "vm1", CaptureRequest(name="snap"))
     assert context.catalog.vm("vm1").deallocated is False
 

@@ -1,40 +1,27 @@
 """From a VM to an image: every disk at one instant, and only what changed is read."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
 
-from calotype.disk import Disk, Extent
-from calotype.disk.overlay import stack
-from calotype.disk.view import NbdSource, OverlaySource, writable
-from calotype.engine import bases, look, names
+from calotype.engine import names
 from calotype.engine.context import Context
-from calotype.engine.machines import indexes, power
+from calotype.engine.moment import CapturedDisk, Freeze, Moment, moment, take, take_generalized
 from calotype.engine.operation import Operation
 from calotype.errors import Conflict, InvalidInput
-from calotype.guest import GeneralizeReport, generalize
-from calotype.machine import LazyBase
+from calotype.guest import GeneralizeReport
 from calotype.model import (
     Consistency,
     Image,
     ImageDisk,
-    ManagedDisk,
     OsState,
     OsType,
-    PowerState,
     Provenance,
     Recommended,
     SourceKind,
     VirtualMachine,
 )
-from calotype.store import Ingested
-
-Freeze = Literal["auto", "require", "never"]
-
-#: A disk at an instant: of a stopped VM, or of a running one.
-Source = OverlaySource | NbdSource
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,15 +39,6 @@ class CaptureRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class CapturedDisk:
-    """What one disk took: ``changed`` bytes were read, the rest is shared with the base."""
-
-    lun: int | None
-    changed: int
-    ingested: Ingested
-
-
-@dataclass(frozen=True, slots=True)
 class Captured:
     """A new image, and how it was taken."""
 
@@ -69,15 +47,6 @@ class Captured:
     frozen_seconds: float
     disks: tuple[CapturedDisk, ...]
     generalized: GeneralizeReport | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    """All disks of a VM as they were at one instant, by disk id."""
-
-    sources: Mapping[str, Source]
-    consistency: Consistency
-    frozen_seconds: float = 0.0
 
 
 def capture_vm(context: Context, vm_name: str, request: CaptureRequest) -> Captured:
@@ -96,90 +65,32 @@ def capture_vm(context: Context, vm_name: str, request: CaptureRequest) -> Captu
     with (
         context.vm_lock(vm_name) as vm,
         context.operation() as operation,
-        _moment(context, vm, operation, request) as moment,
+        _moment(context, vm, operation, request) as found,
     ):
         report: GeneralizeReport | None = None
         disks = []
         for disk in (vm.os_disk, *vm.data_disks):
-            source = moment.sources[disk.id]
+            source = found.sources[disk.id]
             if disk.lun is None and request.generalize:
-                taken, report = _take_generalized(context, operation, disk, source)
+                taken, report = take_generalized(context, operation, disk, source)
             else:
-                taken = _take(context, disk, source)
+                taken = take(context, disk, source)
             disks.append(taken)
-        image = _image(vm, request, disks, moment)
+        image = _image(vm, request, disks, found)
         context.catalog.add_image(image)
-    return Captured(image, moment.consistency, moment.frozen_seconds, tuple(disks), report)
+    return Captured(image, found.consistency, found.frozen_seconds, tuple(disks), report)
 
 
-@contextmanager
 def _moment(
     context: Context, vm: VirtualMachine, operation: Operation, request: CaptureRequest
-) -> Iterator[_Moment]:
-    """Hold an instant of a VM: its overlays when it is stopped, copy-before-write views when it runs."""
+) -> AbstractContextManager[Moment]:
     if request.generalize and vm.os_type is not OsType.LINUX:
         raise InvalidInput("only Linux guests can be generalized yet")
-    directory = context.vm_path(vm.id)
-    if power(context, vm) in (PowerState.RUNNING, PowerState.PAUSED):
-        ids = [disk.id for disk in vm.disks]
-        operation.claim("capture", vm.id)
-        with context.driver.point_in_time(directory, ids, freeze=request.freeze) as snapshot:
-            sources: dict[str, Source] = {
-                disk_id: NbdSource(end.path, end.export)
-                for disk_id, end in snapshot.exports.items()
-            }
-            yield _Moment(sources, snapshot.consistency, snapshot.frozen_seconds)
-        return
-    with bases.held(context, indexes(vm), operation.directory) as found:
-        stopped = {disk.id: _stopped_source(context, disk, found) for disk in vm.disks}
-        yield _Moment(stopped, _consistency_of_stopped(stopped[vm.os_disk.id]))
-
-
-def _stopped_source(
-    context: Context, disk: ManagedDisk, found: Mapping[str, bases.Base]
-) -> OverlaySource:
-    base = found[disk.index] if disk.index else None
-    beneath = NbdSource(base.socket, base.export) if isinstance(base, LazyBase) else base
-    return OverlaySource(context.disk_path(disk.file), beneath)
-
-
-def _consistency_of_stopped(source: Source) -> Consistency:
-    """A stopped VM's own file system says whether it was shut down or cut off."""
-    with closing(source.open()) as disk:
-        clean = look.was_shut_down(disk)
-    return Consistency.APPLICATION if clean else Consistency.CRASH
-
-
-def _take(context: Context, disk: ManagedDisk, source: Source) -> CapturedDisk:
-    with closing(source.open()) as opened:
-        return _ingest(context, disk, opened, opened.changed())
-
-
-def _take_generalized(
-    context: Context, operation: Operation, disk: ManagedDisk, source: Source
-) -> tuple[CapturedDisk, GeneralizeReport]:
-    """Generalize a throw-away overlay on the OS disk; only the result reaches the store."""
-    overlay_path = operation.directory / "generalized.qcow2"
-    with closing(source.open()) as opened:
-        changed = opened.changed()
-    with writable(source, overlay_path, operation.directory) as view:
-        report = generalize(view, progress=context.progress)
-    with closing(view.disk()) as result:
-        taken = _ingest(context, disk, result, list(stack([view.changed(), changed])))
-    return taken, report
-
-
-def _ingest(
-    context: Context, disk: ManagedDisk, opened: Disk, changed: list[Extent]
-) -> CapturedDisk:
-    ingested = context.repository.ingest(
-        opened, base=disk.index, changed=changed, progress=context.progress
-    )
-    return CapturedDisk(disk.lun, sum(extent.length for extent in changed), ingested)
+    return moment(context, vm, operation, freeze=request.freeze)
 
 
 def _image(
-    vm: VirtualMachine, request: CaptureRequest, disks: list[CapturedDisk], moment: _Moment
+    vm: VirtualMachine, request: CaptureRequest, disks: list[CapturedDisk], found: Moment
 ) -> Image:
     managed = {disk.lun: disk for disk in vm.disks}
     os_disk, *data = [
@@ -194,7 +105,8 @@ def _image(
     notes: tuple[str, ...] = ()
     if request.os_state is OsState.GENERALIZED and not request.generalize:
         notes = ("declared generalized by the user; Calotype did not do it",)
-    state = OsState.GENERALIZED if request.generalize else request.os_state or OsState.SPECIALIZED
+    state = OsState.GENERALIZED if vm.generalized else OsState.SPECIALIZED
+    state = OsState.GENERALIZED if request.generalize else request.os_state or state
     return Image(
         id=names.new_id(),
         name=request.name,
@@ -214,7 +126,7 @@ def _image(
             source=vm.name,
             vm_id=vm.id,
             image_id=vm.image_id,
-            consistency=moment.consistency,
+            consistency=found.consistency,
             notes=notes,
         ),
         created_at=datetime.now(UTC),
