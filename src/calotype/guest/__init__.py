@@ -4,7 +4,7 @@ from calotype.guest.generalize import GeneralizeReport, StepReport, generalize
 from calotype.guest.guest import Action, Edit, Guest, Stat, Tree
 from calotype.guest.inspect import Inspection, inspect
 from calotype.guest.locate import DiskMap, Filesystem, Partition, survey
-from calotype.guest.proof import Finding, Proof, prove
+from calotype.guest.proof import Finding, Proof, prove, prove_disk
 from calotype.guest.secrets import Secret
 from calotype.guest.steps import STEPS, SysprepStep, select
 from calotype.guest.steps.step import Concern
@@ -30,6 +30,7 @@ __all__ = [
     "generalize",
     "inspect",
     "prove",
+    "prove_disk",
     "select",
     "survey",
 ]

@@ -6,13 +6,15 @@ Nobody's word goes in: not the user's, not what :func:`~calotype.guest.generaliz
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from calotype.disk.base import Disk
+from calotype.errors import GuestError
 from calotype.guest.guest import Tree
-from calotype.guest.inspect import Inspection, inspect_guest
-from calotype.guest.locate import DiskMap
+from calotype.guest.inspect import Inspection, inspect, inspect_guest
+from calotype.guest.locate import DiskMap, find_root, survey
 from calotype.guest.secrets import Secret, secrets
 from calotype.guest.steps import STEPS, SysprepStep
 from calotype.guest.steps.step import Concern
-from calotype.model import Verdict
+from calotype.model import OsState, Verdict
 
 #: Who has all of these is one machine; who has some of them is half-generalized.
 _CORE = {"machine-id", "ssh-host-keys"}
@@ -43,6 +45,23 @@ class Proof:
     def of(self, *concerns: Concern) -> tuple[Finding, ...]:
         """The findings of these concerns."""
         return tuple(f for f in self.findings if f.concern in concerns)
+
+    def contradicts(self, declared: OsState) -> tuple[str, ...]:
+        """Why the disk is not in the state that somebody says; empty when it may be."""
+        if declared is OsState.GENERALIZED:
+            wrong = self.verdict in (Verdict.SPECIALIZED, Verdict.MIXED)
+            return self.reasons if wrong else ()
+        return ("nothing of one machine is on it",) if self.verdict is Verdict.GENERALIZED else ()
+
+
+def prove_disk(disk: Disk) -> Proof:
+    """Prove an OS disk; what cannot be looked into is unknown, with the reason, and never an error."""
+    found = survey(disk)
+    try:
+        _, tree = find_root(disk, found)
+        return prove(tree, found, stale=tree.fs.needs_recovery)
+    except GuestError as error:
+        return Proof(verdict=Verdict.UNKNOWN, reasons=(error.message,), seen=inspect(disk))
 
 
 def prove(tree: Tree, found: DiskMap, *, stale: bool = False) -> Proof:
