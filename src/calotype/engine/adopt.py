@@ -3,10 +3,9 @@
 from contextlib import closing
 from datetime import UTC, datetime
 
-from calotype.engine import import_, names
+from calotype.engine import import_, look, names
 from calotype.engine.context import Context
-from calotype.guest import inspect
-from calotype.model import Image, ImageDisk, OsState, OsType, Provenance, SourceKind
+from calotype.model import Image, ImageDisk, OsType, Provenance, SourceKind
 
 
 def adopt(context: Context) -> list[Image]:
@@ -29,14 +28,17 @@ def adopt(context: Context) -> list[Image]:
 
 def _image(context: Context, index: str) -> Image:
     with closing(context.repository.open(index)) as disk:
-        size, seen = disk.size, inspect(disk)
+        size, proof = disk.size, look.prove(context, disk)
     return Image(
         id=names.new_id(),
         name=f"adopted-{index[:12]}",
         os_type=OsType.LINUX,
-        os_state=seen.os_state or OsState.SPECIALIZED,
+        os_state=look.state_of(proof),
+        verdict=proof.verdict,
         os_disk=ImageDisk(index=index, size=size),
-        generation=import_.generation(None, seen),
-        provenance=Provenance(kind=SourceKind.STORE, source=index[:12], notes=tuple(seen.notes)),
+        generation=import_.generation(None, proof.seen),
+        provenance=Provenance(
+            kind=SourceKind.STORE, source=index[:12], notes=tuple(proof.seen.notes)
+        ),
         created_at=datetime.now(UTC),
     )

@@ -1,16 +1,17 @@
 """From a VM to an image: every disk at one instant, and only what changed is read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from calotype.engine import names
+from calotype.disk.view import OverlaySource
+from calotype.engine import look, names
 from calotype.engine.context import Context
 from calotype.engine.moment import CapturedDisk, Freeze, Moment, moment, take, take_generalized
 from calotype.engine.operation import Operation
 from calotype.errors import Conflict, InvalidInput
-from calotype.guest import GeneralizeReport
+from calotype.guest import GeneralizeReport, Proof
 from calotype.model import (
     Consistency,
     Image,
@@ -20,6 +21,7 @@ from calotype.model import (
     Provenance,
     Recommended,
     SourceKind,
+    Verdict,
     VirtualMachine,
 )
 
@@ -31,7 +33,10 @@ class CaptureRequest:
     name: str
     generalize: bool = False
     freeze: Freeze = "auto"
+    enable: tuple[str, ...] = ()  # steps that are not by default
+    disable: tuple[str, ...] = ()  # steps to leave out
     os_state: OsState | None = None  # declared by the user, who generalized the VM by hand
+    force: bool = False  # the declared state holds, whatever the disk shows
     label: str | None = None
     family: str | None = None
     description: str | None = None
@@ -47,6 +52,7 @@ class Captured:
     frozen_seconds: float
     disks: tuple[CapturedDisk, ...]
     generalized: GeneralizeReport | None
+    proof: Proof | None = None  # None: nobody looked
 
 
 def capture_vm(context: Context, vm_name: str, request: CaptureRequest) -> Captured:
@@ -67,18 +73,53 @@ def capture_vm(context: Context, vm_name: str, request: CaptureRequest) -> Captu
         context.operation() as operation,
         _moment(context, vm, operation, request) as found,
     ):
-        report: GeneralizeReport | None = None
-        disks = []
-        for disk in (vm.os_disk, *vm.data_disks):
-            source = found.sources[disk.id]
-            if disk.lun is None and request.generalize:
-                taken, report = take_generalized(context, operation, disk, source)
-            else:
-                taken = take(context, disk, source)
-            disks.append(taken)
-        image = _image(vm, request, disks, found)
-        context.catalog.add_image(image)
-    return Captured(image, found.consistency, found.frozen_seconds, tuple(disks), report)
+        disks, report, proof = _taken(context, vm, operation, request, found)
+        settled = _settled(_image(vm, request, disks, found), request, proof)
+        look.admit(context, settled)
+    return Captured(
+        image=settled.image,
+        consistency=found.consistency,
+        frozen_seconds=found.frozen_seconds,
+        disks=disks,
+        generalized=report,
+        proof=proof,
+    )
+
+
+def _taken(
+    context: Context,
+    vm: VirtualMachine,
+    operation: Operation,
+    request: CaptureRequest,
+    found: Moment,
+) -> tuple[tuple[CapturedDisk, ...], GeneralizeReport | None, Proof | None]:
+    """All disks in the store, the OS disk first; what was done to that one, and what it shows."""
+    os_disk, source = vm.os_disk, found.sources[vm.os_disk.id]
+    report: GeneralizeReport | None = None
+    proof: Proof | None = None
+    if request.generalize:
+        taken = take_generalized(
+            context, operation, os_disk, source, enable=request.enable, disable=request.disable
+        )
+        first, report, proof = taken.disk, taken.report, taken.proof
+    else:
+        first = take(context, os_disk, source)
+        # A running VM that nobody says anything of is specialized; to look would cost its capture half again.
+        if request.os_state is not None or isinstance(source, OverlaySource):
+            proof = look.prove_index(context, first.ingested.index)
+    others = [take(context, disk, found.sources[disk.id]) for disk in vm.data_disks]
+    return (first, *others), report, proof
+
+
+def _settled(image: Image, request: CaptureRequest, proof: Proof | None) -> look.Settled:
+    """The image in the state that is declared and proved; of a running VM, what a VM is: specialized."""
+    if proof is None:
+        return look.Settled(image)
+    if request.generalize:
+        return look.settle_generalized(image, proof, request.disable, force=request.force)
+    if request.os_state is None and proof.verdict is Verdict.UNKNOWN:
+        return look.Settled(replace(image, verdict=proof.verdict))
+    return look.settle(image, request.os_state, proof, force=request.force)
 
 
 def _moment(
@@ -90,7 +131,7 @@ def _moment(
 
 
 def _image(
-    vm: VirtualMachine, request: CaptureRequest, disks: list[CapturedDisk], found: Moment
+    vm: VirtualMachine, request: CaptureRequest, disks: Sequence[CapturedDisk], found: Moment
 ) -> Image:
     managed = {disk.lun: disk for disk in vm.disks}
     os_disk, *data = [
@@ -102,16 +143,13 @@ def _image(
         )
         for taken in disks
     ]
-    notes: tuple[str, ...] = ()
-    if request.os_state is OsState.GENERALIZED and not request.generalize:
-        notes = ("declared generalized by the user; Calotype did not do it",)
-    state = OsState.GENERALIZED if vm.generalized else OsState.SPECIALIZED
-    state = OsState.GENERALIZED if request.generalize else request.os_state or state
+    by_hand = request.os_state is OsState.GENERALIZED and not request.generalize
+    notes = ("declared generalized by the user; Calotype did not do it",) if by_hand else ()
     return Image(
         id=names.new_id(),
         name=request.name,
         os_type=vm.os_type,
-        os_state=state,
+        os_state=OsState.SPECIALIZED,
         architecture=vm.architecture,
         generation=vm.generation,
         os_disk=os_disk,

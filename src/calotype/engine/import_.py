@@ -1,7 +1,6 @@
 """From uploaded files to an image: gate, ingest, row."""
 
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,7 @@ from calotype.engine import look, names
 from calotype.engine.context import Context
 from calotype.engine.sources import Source, Upload, open_source, require_sha256
 from calotype.errors import Conflict, DiskRefused, InvalidInput
-from calotype.guest import Inspection, inspect
+from calotype.guest import Inspection
 from calotype.model import (
     Architecture,
     Generation,
@@ -41,6 +40,7 @@ class ImageRequest:
     name: str
     os_type: OsType = OsType.LINUX
     os_state: OsState | None = None
+    force: bool = False  # the declared state holds, whatever the disk shows
     architecture: Architecture = Architecture.X64
     generation: Generation | None = None
     label: str | None = None
@@ -101,11 +101,11 @@ def import_image(
             if len(taken) > 1:
                 raise InvalidInput("an OVA cannot be one data disk")
             uploaded += taken
-        with closing(context.repository.open(uploaded[0].disk.index)) as disk:
-            seen = inspect(disk)
-        image = look.settle(_image(request, uploaded, seen), request.os_state, seen)
-        context.catalog.add_image(image)
-    return Imported(image, tuple(item.ingested for item in uploaded))
+        proof = look.prove_index(context, uploaded[0].disk.index)
+        image = _image(request, uploaded, proof.seen)
+        settled = look.settle(image, request.os_state, proof, force=request.force)
+        look.admit(context, settled)
+    return Imported(settled.image, tuple(item.ingested for item in uploaded))
 
 
 def _require_same(

@@ -1,37 +1,127 @@
-"""What the disks themselves say: generation, OS state, whether they were shut down cleanly."""
+"""What the disks themselves say: the proof of their state, and whether they were shut down cleanly."""
 
 import struct
-from dataclasses import replace
+from collections.abc import Collection
+from contextlib import closing
+from dataclasses import dataclass, replace
 
 from calotype.disk import Disk, read
+from calotype.engine.context import Context
 from calotype.errors import InvalidInput
-from calotype.guest import Filesystem, Inspection, survey
-from calotype.model import Image, OsState, SourceKind
+from calotype.guest import Filesystem, Proof, prove_disk, survey
+from calotype.model import Image, OsState, Verdict
 
 _SUPERBLOCK = 1024
 _NEEDS_RECOVERY = 0x4
+#: As many reasons as a refusal names.
+_SHOWN = 4
 
 
-def settle(image: Image, declared: OsState | None, seen: Inspection) -> Image:
-    """The image with its OS state as declared, else as seen; a contradiction is noted in it.
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """An image whose OS state is settled; ``overruled``: what the evidence said against it."""
+
+    image: Image
+    overruled: tuple[str, ...] = ()
+
+
+def settle(image: Image, declared: OsState | None, proof: Proof, *, force: bool = False) -> Settled:
+    """The image with its OS state as declared and proved; undeclared, as seen.
+
+    Args:
+        image: the image that is to be.
+        declared: what the user says of it.
+        proof: what its OS disk shows.
+        force: the declared state holds against the evidence, which is noted in the image.
 
     Raises:
-        InvalidInput: the state was neither declared, nor can it be seen.
+        InvalidInput: the evidence contradicts what is declared; or nothing is, and it cannot be seen.
     """
+    image = replace(image, verdict=proof.verdict)
     if declared is None:
-        if seen.os_state is None:
-            problem = "; ".join(seen.notes) or "no operating system was found"
+        if proof.verdict is Verdict.UNKNOWN:
             raise InvalidInput(
-                f"cannot see whether '{image.name}' is generalized: {problem}",
+                f"cannot see whether '{image.name}' is generalized: {_some(proof.reasons)}",
                 hint="say so: --os-state Generalized (makes many VMs) or Specialized (one machine)",
             )
-        return replace(image, os_state=seen.os_state)
-    if seen.os_state in (None, declared) or image.provenance.kind is SourceKind.RECIPE:
-        return replace(image, os_state=declared)
-    reasons = "; ".join(seen.evidence[:3]) or "nothing of one machine is on it"
-    note = f"declared {declared}, but its disk looks {seen.os_state}: {reasons}"
+        return Settled(replace(image, os_state=state_of(proof)))
+    image = replace(image, os_state=declared)
+    against = proof.contradicts(declared)
+    if against and not force:
+        raise InvalidInput(
+            _contradiction(image.name, proof, declared, against), hint=_CURES[declared]
+        )
+    if against:
+        note = f"declared {declared} with --force, but its disk looks {proof.verdict}: {_some(against)}"
+        return Settled(noted(image, note), against)
+    if proof.verdict is Verdict.UNKNOWN:
+        return Settled(
+            noted(image, f"declared {declared}; nobody could look: {_some(proof.reasons)}")
+        )
+    return Settled(image)
+
+
+_CURES = {
+    OsState.GENERALIZED: "generalize a copy: make a VM of it (--os-state Specialized), then "
+    "calotype vm capture VM --image NAME --generalize; or overrule the evidence with --force (recorded)",
+    OsState.SPECIALIZED: "leave --os-state out, or say Generalized; or overrule the evidence with "
+    "--force (recorded)",
+}
+
+
+def _contradiction(name: str, proof: Proof, declared: OsState, against: tuple[str, ...]) -> str:
+    if declared is OsState.GENERALIZED:
+        return f"'{name}' is declared Generalized, but its disk looks {proof.verdict}: {_some(against)}"
+    return (
+        f"'{name}' is declared Specialized, but its disk is generalized: as a specialized one it would "
+        f"start without a user or a host name ({_some(against)})"
+    )
+
+
+def settle_generalized(
+    image: Image, proof: Proof, left_out: Collection[str], *, force: bool = False
+) -> Settled:
+    """The image after its disk was generalized; what steps that were left out would do is the user's.
+
+    Raises:
+        InvalidInput: something else of one machine is left.
+    """
+    asked = {finding.step for finding in proof.findings} <= {*left_out}
+    return settle(image, OsState.GENERALIZED, proof, force=force or asked)
+
+
+def state_of(proof: Proof) -> OsState:
+    """What an undeclared disk is taken for: whatever is not clean is one machine."""
+    clean = proof.verdict is Verdict.GENERALIZED
+    return OsState.GENERALIZED if clean else OsState.SPECIALIZED
+
+
+def admit(context: Context, settled: Settled) -> None:
+    """Make the image exist; what was overruled for it is written into the audit."""
+    context.catalog.add_image(settled.image)
+
+
+def noted(image: Image, note: str) -> Image:
+    """The image with another line in its provenance."""
     provenance = replace(image.provenance, notes=(*image.provenance.notes, note))
-    return replace(image, os_state=declared, provenance=provenance)
+    return replace(image, provenance=provenance)
+
+
+def _some(reasons: tuple[str, ...]) -> str:
+    more = len(reasons) - _SHOWN
+    return "; ".join(reasons[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def prove_index(context: Context, index: str) -> Proof:
+    """The proof of a stored OS disk."""
+    with closing(context.repository.open(index)) as disk:
+        return prove(context, disk)
+
+
+def prove(context: Context, disk: Disk) -> Proof:
+    """The proof of an OS disk."""
+    del context
+    return prove_disk(disk)
 
 
 def was_shut_down(disk: Disk) -> bool:

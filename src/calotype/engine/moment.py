@@ -1,6 +1,6 @@
 """All disks of a VM at one instant, and how one of them gets into the store."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,7 @@ from calotype.engine import bases, look
 from calotype.engine.context import Context
 from calotype.engine.machines import indexes, power
 from calotype.engine.operation import Operation
-from calotype.guest import GeneralizeReport, generalize
+from calotype.guest import GeneralizeReport, Proof, generalize
 from calotype.machine import LazyBase
 from calotype.model import Consistency, ManagedDisk, PowerState, VirtualMachine
 from calotype.store import Ingested
@@ -39,6 +39,15 @@ class CapturedDisk:
     lun: int | None
     changed: int
     ingested: Ingested
+
+
+@dataclass(frozen=True, slots=True)
+class GeneralizedDisk:
+    """An OS disk of which a generalized copy was taken: what was done to it, and what it shows now."""
+
+    disk: CapturedDisk
+    report: GeneralizeReport
+    proof: Proof
 
 
 @contextmanager
@@ -82,11 +91,13 @@ def take_generalized(
     *,
     enable: Collection[str] = (),
     disable: Collection[str] = (),
-    accept: Callable[[Disk], object] = lambda _result: None,
-) -> tuple[CapturedDisk, GeneralizeReport]:
+) -> GeneralizedDisk:
     """Generalize a throw-away overlay on an OS disk; only the result reaches the store.
 
-    ``accept`` sees the result before it is stored, and refuses it by raising.
+    The proof is of that result, read anew.
+
+    Raises:
+        GuestError: this guest cannot be generalized, or something was left.
     """
     overlay_path = operation.directory / "generalized.qcow2"
     with closing(source.open()) as opened:
@@ -94,9 +105,9 @@ def take_generalized(
     with writable(source, overlay_path, operation.directory) as view:
         report = generalize(view, enable=enable, disable=disable, progress=context.progress)
     with closing(view.disk()) as result:
-        accept(result)
+        proof = look.prove(context, result)
         taken = _ingest(context, disk, result, list(stack([view.changed(), changed])))
-    return taken, report
+    return GeneralizedDisk(taken, report, proof)
 
 
 def _stopped_source(
