@@ -1,10 +1,12 @@
-"""Sizes, times and shares as people write them."""
+"""Sizes, times and shares as people write them, and text of others as people may see it."""
 
 import re
 from datetime import timedelta
 
 from calotype.errors import InvalidInput
 
+#: Control characters but line end and tab, what turns the direction of writing, and bytes that are no UTF-8.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _MAX_SIZE = 1 << 60
 _SCALE = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -50,3 +52,14 @@ def share(text: str) -> float:
     if not found or not 0 < float(found[1]) <= 100:
         raise InvalidInput(f"'{text}' is not a share", hint="write 10%, or 0.5%")
     return float(found[1]) / 100
+
+
+def visible(text: str) -> str:
+    """``text`` with every character that could steer a terminal written out, as JSON would."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def one_line(text: str, limit: int = 1024) -> str:
+    """As :func:`visible`, without ends of lines, cut off after ``limit`` characters."""
+    shown = visible(text).replace("\n", "\\u000a").replace("\t", "\\u0009")
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"

@@ -1,14 +1,8 @@
-"""Text that others chose, on the terminal of a user."""
+"""Text on the terminal of a user."""
 
-import re
+from calotype.units import visible
 
-#: Control characters but line end and tab, what turns the direction of writing, and bytes that are no UTF-8.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def visible(text: str) -> str:
-    """``text`` with every character that could steer a terminal written out, as JSON would."""
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+__all__ = ["size", "visible"]
 
 
 def size(count: int | None) -> str:
