@@ -62,9 +62,9 @@ def names() -> list[str]:
     return list(tomllib.loads(TABLE.read_text()))
 
 
-def image(name: str) -> BenchImage:
-    """The image ``name``, built when the cache has none."""
-    table = tomllib.loads(TABLE.read_text())[name]
+def image(name: str, table: dict[str, Any] | None = None) -> BenchImage:
+    """The image ``name`` of the set (or of a ``table`` like its own), built when the cache has none."""
+    table = table or tomllib.loads(TABLE.read_text())[name]
     recipe = _recipe(name, table)
     key = json.dumps([_LAYOUT, name, table, repr(recipe)], sort_keys=True)
     digest = hashlib.sha256(key.encode()).hexdigest()
@@ -89,7 +89,11 @@ def images() -> list[BenchImage]:
 
 def _recipe(name: str, table: dict[str, Any]) -> Recipe:
     recipe = load(RECIPE)
-    return replace(recipe, name=name, packages=(*recipe.packages, *table.get("packages", ())))
+    layout = recipe.layout
+    if mib := table.get("size_mib"):
+        layout = replace(layout, size=mib << 20)
+    packages = (*recipe.packages, *table.get("packages", ()))
+    return replace(recipe, name=name, packages=packages, layout=layout)
 
 
 def _build(recipe: Recipe, table: dict[str, Any], digest: str, path: Path, work: Path) -> None:
