@@ -24,7 +24,15 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from calotype.catalog import rows
 from calotype.catalog.ledger import SqlLedger
-from calotype.catalog.tables import disks, image_disks, images, vms
+from calotype.catalog.restore_points import RestorePoints
+from calotype.catalog.tables import (
+    disks,
+    image_disks,
+    images,
+    restore_point_disks,
+    restore_points,
+    vms,
+)
 from calotype.errors import CalotypeError, Conflict, InvalidInput, NotAllowed, NotFound
 from calotype.model import Image, ManagedDisk, OsState, VirtualMachine
 
@@ -123,13 +131,11 @@ class Catalog:
             db.execute(delete(images).where(images.c.id == image_id))
 
     def indexes_in_use(self) -> set[str]:
-        """Every Index that an image or a managed disk refers to."""
+        """Every Index that an image, a managed disk or a restore point refers to."""
+        columns = (image_disks.c.index, disks.c.index, restore_point_disks.c.index)
         with self._read() as db:
-            of_images = db.scalars(select(image_disks.c.index).distinct())
-            of_disks = db.scalars(
-                select(disks.c.index).where(disks.c.index.is_not(None)).distinct()
-            )
-            return {*of_images, *(index for index in of_disks if index)}
+            found = (db.scalars(select(column).distinct()) for column in columns)
+            return {index for indexes in found for index in indexes if index}
 
     # -- VMs
 
@@ -182,11 +188,24 @@ class Catalog:
             db.execute(update(vms).where(vms.c.id == vm_id).values(**values))
 
     def delete_vm(self, vm_id: str, *, delete_disks: Sequence[str]) -> None:
-        """Take out a VM and the disks named by id; its other disks become unattached."""
+        """Take out a VM, its restore points and the disks named by id; other disks become unattached."""
         with self._write() as db:
+            db.execute(delete(restore_points).where(restore_points.c.vm_id == vm_id))
             db.execute(delete(disks).where(disks.c.vm_id == vm_id, disks.c.id.in_(delete_disks)))
             db.execute(update(disks).where(disks.c.vm_id == vm_id).values(vm_id=None, lun=None))
             db.execute(delete(vms).where(vms.c.id == vm_id))
+
+    def mark_generalized(self, vm_id: str, *, index: str, overlay: str) -> None:
+        """Record that a VM's OS disk is general: ``index``, and the empty file ``overlay`` over it."""
+        os_disk = (disks.c.vm_id == vm_id, disks.c.lun.is_(None))
+        with self._write() as db:
+            db.execute(update(disks).where(*os_disk).values(index=index, overlay=overlay))
+            db.execute(update(vms).where(vms.c.id == vm_id).values(generalized=True))
+
+    @cached_property
+    def restore_points(self) -> RestorePoints:
+        """The VMs' restore points."""
+        return RestorePoints(self._read, self._write)
 
     # -- managed disks
 

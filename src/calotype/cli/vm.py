@@ -23,10 +23,22 @@ app = App(name="vm", help=GROUPS["vm"])
 disk = App(name="disk", help="Attach and detach data disks, also while the VM runs.")
 app.command(disk)
 app.command("calotype.cli.capture:capture", name="capture", help="Make an image of a VM.")
+app.command("calotype.cli.inplace:generalize", name="generalize", help="Generalize a VM in place.")
+app.command("calotype.cli.inplace:restore", name="restore", help="Bring a VM back as it was.")
+app.command(
+    "calotype.cli.inplace:restore_point", name="restore-point", help="A VM's restore points."
+)
+
+
+def _state(record: dict[str, Any]) -> str:
+    """What a VM does now, and whether it is one that makes images and does not start."""
+    power: str = record["powerState"]
+    return f"{power}, generalized" if record["generalized"] else power
+
 
 COLUMNS: Columns = {
     "Name": lambda v: v["name"],
-    "State": lambda v: v["powerState"],
+    "State": _state,
     "Image": lambda v: v["image"],
     "vCPUs": lambda v: v["vcpus"],
     "Memory": lambda v: show_size(v["memory"]),
@@ -234,7 +246,11 @@ def delete(
         Keep its disks as managed disks.
     """
     with session(common) as context:
-        machines.delete(context, name, keep_disks=keep_disks)
+        points = machines.delete(context, name, keep_disks=keep_disks)
+        if not for_people(common):
+            emit(common, {"restorePoints": points})
+        elif points:
+            print(f"{points} restore point{'s' if points > 1 else ''} went with it")
 
 
 @app.command
@@ -400,7 +416,7 @@ def _summary(record: dict[str, Any]) -> dict[str, Any]:
     ]
     return {
         "name": record["name"],
-        "state": record["powerState"],
+        "state": _state(record),
         "image": record["image"],
         "size": f"{record['vcpus']} vCPU, {show_size(record['memory'])}",
         "admin": record["adminUser"],

@@ -92,9 +92,19 @@ def indexes(vm: VirtualMachine) -> list[str]:
 
 
 def start(context: Context, name: str) -> VirtualMachine:
-    """Start a stopped VM; one that runs is left alone."""
+    """Start a stopped VM; one that runs is left alone.
+
+    Raises:
+        NotAllowed: it was generalized in place.
+    """
     bases.revive(context)
     with context.vm_lock(name) as vm, context.operation() as operation:
+        if vm.generalized:
+            raise NotAllowed(
+                f"VM '{vm.name}' is generalized and cannot start again",
+                hint=f"make an image of it: calotype vm capture {vm.name} --image IMAGE; or have it "
+                f"back as it was: calotype vm restore {vm.name}",
+            )
         if power(context, vm) in (PowerState.RUNNING, PowerState.PAUSED):
             return vm
         with bases.held(context, indexes(vm), operation.directory) as found:
@@ -139,14 +149,21 @@ def deallocate(context: Context, name: str, *, force: bool = False, timeout: flo
         context.catalog.update_vm(vm.id, deallocated=True)
 
 
-def delete(context: Context, name: str, *, keep_disks: bool = False) -> None:
-    """Stop a VM at once and delete it, with its disks unless ``keep_disks``."""
+def delete(context: Context, name: str, *, keep_disks: bool = False) -> int:
+    """Stop a VM at once and delete it, with its disks unless ``keep_disks``.
+
+    Returns:
+        How many restore points went with it.
+    """
     with context.vm_lock(name) as vm, context.operation() as operation:
         gone = () if keep_disks else vm.disks
         operation.claim_all([("vm", vm.id), *(("disk", disk.file) for disk in gone)])
         context.driver.kill(context.vm_path(vm.id))
+        points = context.catalog.restore_points.list(vm.id)
         context.catalog.delete_vm(vm.id, delete_disks=[disk.id for disk in gone])
-    context.drop_unused(disk.index for disk in vm.disks if disk.index)
+    of_points = [disk.index for point in points for disk in point.disks]
+    context.drop_unused([*indexes(vm), *of_points])
+    return len(points)
 
 
 # -- managed disks

@@ -94,11 +94,11 @@ class StoreCopy:
 
 
 def stats(context: Context) -> StoreUsage:
-    """Count what images hold and share; what a VM's disk still needs is not freed by deletion."""
+    """Count what images hold and share; what a VM or a restore point needs is not freed by deletion."""
     images = context.catalog.list_images()
     named = [disk.index for image in images for disk in image.disks]
-    of_vms = sorted({disk.index for disk in context.catalog.list_disks() if disk.index})
-    usage = context.repository.stats([*named, *of_vms])
+    of_vms = context.indexes_of_disks() | context.catalog.restore_points.indexes()
+    usage = context.repository.stats([*named, *sorted(of_vms)])
     counted = iter(usage.indexes)
     rows = []
     for image in images:

@@ -1,0 +1,154 @@
+"""Restore points: what a VM's disks held at an instant, and the way back to it in one transaction."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, delete, insert, select, update
+
+from calotype.catalog.tables import disks, restore_point_disks, restore_points, vms
+from calotype.errors import Conflict, NotFound
+from calotype.model import Caching, Consistency, RestoreDisk, RestorePoint
+
+Transaction = Callable[[], AbstractContextManager[Connection]]
+
+
+class RestorePoints:
+    """The restore points in a catalogue; each method is one transaction."""
+
+    def __init__(self, read: Transaction, write: Transaction) -> None:
+        """Use the database whose transactions ``read`` and ``write`` begin."""
+        self._read = read
+        self._write = write
+
+    def add(self, point: RestorePoint) -> None:
+        """Make a restore point exist.
+
+        Raises:
+            Conflict: its VM does not exist (any more).
+        """
+        row = {
+            "id": point.id,
+            "vm_id": point.vm_id,
+            "reason": point.reason,
+            "consistency": point.consistency.value,
+            "created_at": point.created_at,
+        }
+        rows = [
+            {**asdict(disk), "caching": disk.caching.value, "point_id": point.id, "position": at}
+            for at, disk in enumerate(point.disks)
+        ]
+        with self._write() as db:
+            db.execute(insert(restore_points), row)
+            db.execute(insert(restore_point_disks), rows)
+
+    def get(self, point_id: str) -> RestorePoint:
+        """The restore point of that id.
+
+        Raises:
+            NotFound: there is none.
+        """
+        query = select(restore_points).where(restore_points.c.id == point_id)
+        with self._read() as db:
+            row = db.execute(query).mappings().first()
+            if row is None:
+                raise _missing(point_id)
+            return _point(db, row)
+
+    def list(self, vm_id: str) -> list[RestorePoint]:
+        """The restore points of a VM, the newest first."""
+        query = select(restore_points).where(restore_points.c.vm_id == vm_id)
+        order = (restore_points.c.created_at.desc(), restore_points.c.id)
+        with self._read() as db:
+            return [_point(db, row) for row in db.execute(query.order_by(*order)).mappings()]
+
+    def delete(self, point_id: str) -> None:
+        """Take a restore point out of the catalogue.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with self._write() as db:
+            here = restore_points.c.id == point_id
+            if not db.execute(delete(restore_points).where(here)).rowcount:
+                raise _missing(point_id)
+
+    def indexes(self) -> set[str]:
+        """Every Index that a restore point refers to."""
+        with self._read() as db:
+            return set(db.scalars(select(restore_point_disks.c.index).distinct()))
+
+    def go_back(self, point: RestorePoint, overlays: Mapping[str, str]) -> None:
+        """Give a VM the disks of a restore point, over new ``overlays`` (file names by disk id).
+
+        Disks that were attached since become unattached, those that were deleted since exist again. The VM
+        is not marked as generalized any more.
+
+        Raises:
+            Conflict: a disk is attached to another VM by now.
+        """
+        mine = disks.c.vm_id == point.vm_id
+        with self._write() as db:
+            if db.scalar(select(vms.c.id).where(vms.c.id == point.vm_id)) is None:
+                raise NotFound("the VM of that restore point was deleted")
+            db.execute(update(disks).where(mine).values(vm_id=None, lun=None))
+            for disk in point.disks:
+                _put_back(db, point, disk, overlays[disk.disk_id])
+            db.execute(update(vms).where(vms.c.id == point.vm_id).values(generalized=False))
+
+
+def _put_back(db: Connection, point: RestorePoint, disk: RestoreDisk, overlay: str) -> None:
+    here = disks.c.id == disk.disk_id
+    values = {
+        "size": disk.size,
+        "index": disk.index,
+        "image_id": disk.image_id,
+        "vm_id": point.vm_id,
+        "lun": disk.lun,
+        "caching": disk.caching.value,
+        "overlay": overlay,
+    }
+    found = db.execute(select(disks).where(here)).mappings().first()
+    if found is None:
+        made = {"id": disk.disk_id, "tags": disk.tags, "created_at": datetime.now(UTC)}
+        db.execute(insert(disks), {**values, **made, "name": _free_name(db, disk.name)})
+        return
+    if found["vm_id"] is not None:  # this VM's own were taken off it just before
+        raise elsewhere(found["name"])
+    db.execute(update(disks).where(here).values(**values))
+
+
+def elsewhere(name: str) -> Conflict:
+    """The error for a disk that another VM has by now."""
+    return Conflict(
+        f"disk '{name}' belongs to the restore point, but is attached to another VM by now",
+        hint="detach it there; what was written to it since will be lost",
+    )
+
+
+def _free_name(db: Connection, wanted: str) -> str:
+    taken = set(db.scalars(select(disks.c.name)))
+    candidates = (wanted, *(f"{wanted}-{number}" for number in range(2, len(taken) + 3)))
+    return next(name for name in candidates if name not in taken)
+
+
+def _point(db: Connection, row: RowMapping) -> RestorePoint:
+    here = restore_point_disks.c.point_id == row["id"]
+    query = select(restore_point_disks).where(here).order_by(restore_point_disks.c.position)
+    found = [_disk(dict(disk)) for disk in db.execute(query).mappings()]
+    fields = {**row, "consistency": Consistency(row["consistency"])}
+    return RestorePoint(**fields, disks=tuple(found))
+
+
+def _disk(row: dict[str, Any]) -> RestoreDisk:
+    del row["point_id"], row["position"]
+    return RestoreDisk(**{**row, "caching": Caching(row["caching"]), "tags": dict(row["tags"])})
+
+
+def _missing(point_id: str) -> NotFound:
+    return NotFound(
+        f"there is no restore point '{point_id}'",
+        hint="calotype vm restore-point list VM shows them",
+    )
