@@ -100,6 +100,7 @@ class SourceKind(StrEnum):
     DEVICE = "device"
     VM = "vm"
     RECIPE = "recipe"
+    IMAGE = "image"  # another image, of which this is a generalized copy
     STORE = "store"  # found in a store whose catalogue was lost
 
 

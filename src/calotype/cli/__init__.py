@@ -21,6 +21,7 @@ GROUPS = {
     "recipe": "Recipes: build an image from a distribution's own packages.",
 }
 SINGLES = {
+    "generalize": "Make a generalized copy of an image; show the steps.",
     "config": "What can be set, and what is.",
     "doctor": "What this machine can do, and how to get what is missing.",
     "completion": "Print a completion script for a shell.",

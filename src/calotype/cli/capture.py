@@ -7,12 +7,13 @@ from cyclopts import Parameter
 
 from calotype.cli.arguments import Repeat, pair
 from calotype.cli.common import Common, session
+from calotype.cli.generalize import StepOptions, explain, show_rehearsal
 from calotype.cli.image import summary
 from calotype.cli.output import emit, for_people, plain
 from calotype.cli.text import size as show_size
-from calotype.cli.text import visible
 from calotype.engine.capture import Captured, CaptureRequest, capture_vm
-from calotype.guest import GeneralizeReport
+from calotype.engine.generalize import Steps, rehearse_vm
+from calotype.errors import InvalidInput
 from calotype.model import OsState
 
 
@@ -23,10 +24,14 @@ class CaptureOptions:
 
     generalize: Annotated[bool, Parameter(negative="")] = False
     "Generalize a copy on the way; the VM itself is not touched."
+    dry_run: Annotated[bool, Parameter(negative="")] = False
+    "With --generalize: show what would go, and make no image."
     freeze: Literal["auto", "require", "never"] = "auto"
     "Freeze the guest's file systems for the instant: auto (when its agent answers), require, never."
     os_state: OsState | None = None
-    "Declare that the VM was generalized by hand (default: what a VM is: Specialized)."
+    "Declare the state (default: what the disk of a stopped VM shows; a running one is Specialized)."
+    force: Annotated[bool, Parameter(negative="")] = False
+    "Let the declared state hold although the disk contradicts it (recorded)."
     label: str | None = None
     "A line for people."
     family: str | None = None
@@ -42,6 +47,7 @@ def capture(
     *,
     image: str,
     options: CaptureOptions | None = None,
+    steps: StepOptions | None = None,
     common: Common | None = None,
 ) -> None:
     """Make an image of a VM, running or stopped: all its disks at one instant. The VM goes on.
@@ -53,10 +59,19 @@ def capture(
     image
         The new image's name.
     """
-    options = options or CaptureOptions()
+    options, chosen = options or CaptureOptions(), (steps or StepOptions()).steps
+    if (options.dry_run or chosen != Steps()) and not options.generalize:
+        raise InvalidInput("--dry-run, --enable and --disable are for --generalize")
+    if options.dry_run:
+        with session(common) as context:
+            show_rehearsal(common, rehearse_vm(context, vm_name, chosen))
+        return
     request = CaptureRequest(
         name=image,
         generalize=options.generalize,
+        enable=chosen.enable,
+        disable=chosen.disable,
+        force=options.force,
         freeze=options.freeze,
         os_state=options.os_state,
         label=options.label,
@@ -78,6 +93,7 @@ def image_capture(
     *,
     vm: str,
     options: CaptureOptions | None = None,
+    steps: StepOptions | None = None,
     common: Common | None = None,
 ) -> None:
     """Make an image of a VM (calotype vm capture, with the image first).
@@ -89,7 +105,7 @@ def image_capture(
     vm
         The VM.
     """
-    capture(vm, image=name, options=options, common=common)
+    capture(vm, image=name, options=options, steps=steps, common=common)
 
 
 def _record(captured: Captured) -> dict[str, Any]:
@@ -108,15 +124,4 @@ def _explain(captured: Captured) -> None:
             f"{disk.ingested.new_chunks} new chunks, {show_size(disk.ingested.stored_bytes)} stored"
         )
     if captured.generalized is not None:
-        _explain_generalized(captured.generalized)
-
-
-def _explain_generalized(report: GeneralizeReport) -> None:
-    edits = sum(len(step.edits) for step in report.steps)
-    system = visible(report.before.os_name or "a system")
-    print(
-        f"generalized a copy of {system}: {len(report.steps)} steps, {edits} changes, "
-        f"{show_size(report.wiped)} of deleted content overwritten; every check found nothing left"
-    )
-    for secret in report.secrets:
-        print(f"  kept, and yours to judge: {visible(secret.path)} ({secret.kind})")
+        explain(captured.generalized)

@@ -46,6 +46,7 @@ def create(
     data_disk: Annotated[tuple[str, ...], Repeat] = (),
     os_type: OsType = OsType.LINUX,
     os_state: OsState | None = None,
+    force: Annotated[bool, Parameter(negative="")] = False,
     architecture: Architecture = Architecture.X64,
     generation: Annotated[
         Generation | None, Parameter(name=("--generation", "--hyper-v-generation"))
@@ -81,7 +82,9 @@ def create(
     os_type
         The operating system.
     os_state
-        Generalized or Specialized; without it Calotype looks into the disk.
+        Generalized or Specialized; without it Calotype takes what the disk shows.
+    force
+        Let the declared state hold although the disk contradicts it (recorded).
     architecture
         The processor.
     generation
@@ -110,6 +113,7 @@ def create(
         name=name,
         os_type=os_type,
         os_state=os_state,
+        force=force,
         architecture=architecture,
         generation=generation,
         label=label,

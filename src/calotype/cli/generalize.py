@@ -1,0 +1,138 @@
+"""``calotype generalize``: a generalized copy of an image; the steps."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from calotype.cli.arguments import Repeat
+from calotype.cli.common import Common, session
+from calotype.cli.image import summary
+from calotype.cli.output import Columns, emit, for_people, plain
+from calotype.cli.text import size as show_size
+from calotype.cli.text import visible
+from calotype.engine.generalize import Steps, generalize_image, rehearse_image
+from calotype.errors import InvalidInput
+from calotype.guest import STEPS, GeneralizeReport
+
+_STEPS: Columns = {
+    "Order": lambda s: s["order"],
+    "Step": lambda s: s["name"],
+    "Default": lambda s: "yes" if s["default"] else "no",
+    "Concern": lambda s: s["concern"],
+    "For": lambda s: ", ".join(s["distributions"]) or "all",
+    "What": lambda s: s["heading"],
+}
+#: As many lines of a dry run as are shown for one step.
+_SHOWN = 12
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class StepOptions:
+    """Which steps are performed."""
+
+    enable: Annotated[tuple[str, ...], Repeat] = ()
+    "A step that is not performed by default."
+    disable: Annotated[tuple[str, ...], Repeat] = ()
+    "A step to leave out; what it would have removed is then noted in the image."
+
+    @property
+    def steps(self) -> Steps:
+        """For the engine."""
+        return Steps(enable=self.enable, disable=self.disable)
+
+
+def generalize(
+    source: str | None = None,
+    *,
+    image: str | None = None,
+    list_steps: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    force: Annotated[bool, Parameter(negative="")] = False,
+    options: StepOptions | None = None,
+    common: Common | None = None,
+) -> None:
+    """Make a generalized copy of a specialized image; the image itself stays as it is.
+
+    VMs are generalized on the way into an image (calotype vm capture --generalize), or in place
+    (calotype vm generalize).
+
+    Parameters
+    ----------
+    source
+        The image to copy.
+    image
+        The new image's name.
+    list_steps
+        Show every step: what it removes, for which distributions, whether it is on by default.
+    dry_run
+        Show what would go, and do nothing.
+    force
+        Make the image although something of one machine is left (recorded).
+    """
+    steps = (options or StepOptions()).steps
+    if list_steps:
+        emit(common, _rows(), _STEPS)
+        return
+    if source is None or (image is None and not dry_run):
+        raise InvalidInput(
+            "name an image and the new one",
+            hint="calotype generalize SOURCE --image NEW, or --dry-run, or --list-steps",
+        )
+    with session(common) as context:
+        if dry_run or image is None:
+            show_rehearsal(common, rehearse_image(context, source, steps))
+            return
+        made = generalize_image(context, source, image, steps, force=force)
+        if for_people(common):
+            emit(common, summary(made.image))
+            explain(made.report)
+        else:
+            record = plain(made)
+            emit(common, {**record.pop("image"), "generalize": record})
+
+
+def explain(report: GeneralizeReport) -> None:
+    """What was done, in words."""
+    edits = sum(len(step.edits) for step in report.steps)
+    system = visible(report.before.os_name or "a system")
+    print(
+        f"generalized a copy of {system}: {len(report.steps)} steps, {edits} changes, "
+        f"{show_size(report.wiped)} of deleted content overwritten; every check found nothing left"
+    )
+    for secret in report.secrets:
+        print(f"  kept, and yours to judge: {visible(secret.path)} ({secret.kind})")
+
+
+def show_rehearsal(common: Common | None, report: GeneralizeReport) -> None:
+    """What a dry run found, step by step."""
+    if not for_people(common):
+        emit(common, report)
+        return
+    for step in report.steps:
+        if not step.edits:
+            continue
+        print(f"{step.name}: {step.heading}")
+        for edit in step.edits[:_SHOWN]:
+            print(f"  {edit.action:8} {visible(edit.path)}")
+        if len(step.edits) > _SHOWN:
+            print(f"  and {len(step.edits) - _SHOWN} more (-o json shows all)")
+    quiet = sum(not step.edits for step in report.steps)
+    print(f"{quiet} other steps would find nothing to do; free space would be overwritten")
+    for secret in report.secrets:
+        print(f"would stay, and yours to judge: {visible(secret.path)} ({secret.kind})")
+
+
+def _rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "order": step.order,
+            "name": step.name,
+            "default": step.default,
+            "concern": step.concern.value,
+            "distributions": sorted(step.distributions),
+            "heading": step.heading,
+        }
+        for step in STEPS
+    ]
