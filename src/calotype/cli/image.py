@@ -20,6 +20,9 @@ from calotype.model import Architecture, Caching, Generation, Image, OsState, Os
 
 app = App(name="image", help=GROUPS["image"])
 app.command("calotype.cli.capture:image_capture", name="capture", help="Make an image of a VM.")
+app.command(
+    "calotype.cli.verify:verify", name="verify", help="Look into an image's disks, and judge."
+)
 
 _KINDS = {"OSImage": "OS image", "VMImage": "VM image"}
 

@@ -1,0 +1,62 @@
+"""``calotype image verify``: what an image's disks show."""
+
+from calotype.cli.common import Common, session
+from calotype.cli.output import emit, for_people
+from calotype.cli.text import visible
+from calotype.engine.verify import Verified, verify_image
+from calotype.guest import Finding, Proof
+
+#: As many lines of one step as are shown.
+_SHOWN = 8
+
+
+def verify(name: str, *, common: Common | None = None) -> int:
+    """Look into an image's disks: every check of every step, and the verdict.
+
+    Nothing of the image is changed; the verdict is written into the catalogue. Ends with status 1 when
+    the disks contradict the OS state that the image was declared to have.
+
+    Parameters
+    ----------
+    name
+        The image.
+    """
+    with session(common) as context:
+        verified = verify_image(context, name)
+        if for_people(common):
+            _show(verified)
+        else:
+            emit(common, verified)
+        return 1 if verified.contradiction else 0
+
+
+def _show(verified: Verified) -> None:
+    image, proof = verified.image, verified.proof
+    system = visible(proof.seen.os_name) or "no operating system that could be looked into"
+    print(f"{image.name}: {system}")
+    print(f"verdict   {proof.verdict}")
+    holds = "contradicted by its disks" if verified.contradiction else "agrees with its disks"
+    print(f"declared  {image.os_state}: {holds}")
+    _show_findings(proof)
+    for secret in proof.secrets:
+        print(f"  kept, and yours to judge: {visible(secret.path)} ({secret.kind})")
+    for note in proof.notes:
+        print(f"note: {visible(note)}")
+
+
+def _show_findings(proof: Proof) -> None:
+    clean = len(proof.checked) - len(proof.findings)
+    if proof.checked:
+        print(f"checks    {clean} of {len(proof.checked)} found nothing")
+    else:
+        print(f"          {visible('; '.join(proof.reasons))}")
+    for finding in proof.findings:
+        _show_finding(finding)
+
+
+def _show_finding(finding: Finding) -> None:
+    print(f"  {finding.step} ({finding.concern}): {finding.heading}")
+    for line in finding.left[:_SHOWN]:
+        print(f"    {visible(line)}")
+    if len(finding.left) > _SHOWN:
+        print(f"    and {len(finding.left) - _SHOWN} more (-o json shows all)")
