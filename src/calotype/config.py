@@ -71,8 +71,13 @@ class Home:
         return self.root / "cache"
 
     @property
+    def evidence(self) -> Path:
+        """What was proved of images: one directory each, named by its id."""
+        return self.root / "evidence"
+
+    @property
     def keys(self) -> Path:
-        """The SSH key pair that is made when a VM is created without one."""
+        """The SSH key pair of VMs created without one, and the key that signs reports."""
         return self.root / "keys"
 
     @property

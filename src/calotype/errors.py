@@ -5,7 +5,8 @@ what is wrong and, where there is one, a ``hint`` that names the cure.
 
     CalotypeError
     ├── InvalidInput          a name, size, option or file that cannot be used as given
-    │   └── DiskRefused       a disk image that the gate does not let in
+    │   ├── DiskRefused       a disk image that the gate does not let in
+    │   └── ReportRefused     a signed report that does not hold
     ├── NotFound              no resource, chunk or object of that name
     ├── Conflict              the name is taken, or the resource is in use
     │   └── NotAllowed        the state of the resource forbids the operation
@@ -41,6 +42,12 @@ class DiskRefused(InvalidInput):
     """A disk image that the gate does not let in; the message names the problem."""
 
     code = "InvalidDiskImage"
+
+
+class ReportRefused(InvalidInput):
+    """A signed report that does not hold: changed, signed by nobody that was named, or of other disks."""
+
+    code = "ReportInvalid"
 
 
 class NotFound(CalotypeError):

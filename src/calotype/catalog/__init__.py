@@ -1,5 +1,6 @@
 """The catalogue: what images, disks and VMs there are. Every SQL statement of Calotype is in here."""
 
+from calotype.catalog.audit import Act
 from calotype.catalog.catalog import Catalog
 
-__all__ = ["Catalog"]
+__all__ = ["Act", "Catalog"]

@@ -23,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from calotype.catalog import rows
+from calotype.catalog.audit import Act, Audit, append
 from calotype.catalog.ledger import SqlLedger
 from calotype.catalog.restore_points import RestorePoints
 from calotype.catalog.tables import (
@@ -34,7 +35,7 @@ from calotype.catalog.tables import (
     vms,
 )
 from calotype.errors import CalotypeError, Conflict, InvalidInput, NotAllowed, NotFound
-from calotype.model import Image, ManagedDisk, OsState, VirtualMachine
+from calotype.model import Image, ManagedDisk, OsState, Stage, Verdict, VirtualMachine
 
 #: The newest migration; a test holds it against the migrations' own list.
 HEAD = "0004"
@@ -70,8 +71,8 @@ class Catalog:
 
     # -- images
 
-    def add_image(self, image: Image) -> None:
-        """Make an image exist.
+    def add_image(self, image: Image, *, act: Act | None = None) -> None:
+        """Make an image exist, and record ``act`` in the same transaction.
 
         Raises:
             Conflict: the name is taken, or two data disks have one LUN.
@@ -81,6 +82,7 @@ class Catalog:
                 raise _taken("image", image.name)
             db.execute(insert(images), rows.image_row(image))
             db.execute(insert(image_disks), rows.image_disk_rows(image))
+            _record(db, act)
 
     def image(self, name_or_id: str) -> Image:
         """The image of that name or id.
@@ -124,11 +126,29 @@ class Catalog:
             kept = {key: value for key, value in tags.items() if key not in remove}
             db.execute(update(images).where(images.c.id == image_id).values(tags=kept))
 
-    def delete_image(self, image_id: str) -> None:
-        """Take an image out of the catalogue."""
+    def promote_image(self, image_id: str, stage: Stage = Stage.PROMOTED) -> None:
+        """Say how far an image has come; after a boot test, and by nobody else.
+
+        Raises:
+            NotFound: there is no such image (any more).
+        """
+        with self._write() as db:
+            if _one(db, images, id=image_id) is None:
+                raise _missing("image", image_id)
+            db.execute(update(images).where(images.c.id == image_id).values(stage=stage.value))
+
+    def record_verdict(self, image_id: str, verdict: Verdict) -> None:
+        """Write down what the evidence says of an image."""
+        with self._write() as db:
+            query = update(images).where(images.c.id == image_id)
+            db.execute(query.values(verdict=verdict.value))
+
+    def delete_image(self, image_id: str, *, act: Act | None = None) -> None:
+        """Take an image out of the catalogue, and record ``act`` in the same transaction."""
         with self._write() as db:
             db.execute(delete(image_disks).where(image_disks.c.image_id == image_id))
             db.execute(delete(images).where(images.c.id == image_id))
+            _record(db, act)
 
     def indexes_in_use(self) -> set[str]:
         """Every Index that an image, a managed disk or a restore point refers to."""
@@ -275,6 +295,11 @@ class Catalog:
                 raise Conflict(f"disk '{row['name']}' is attached to a VM", hint="detach it first")
             db.execute(delete(disks).where(disks.c.id == disk_id))
 
+    @cached_property
+    def audit(self) -> Audit:
+        """What somebody must answer for."""
+        return Audit(self._read, self._write)
+
     # -- the store
 
     @cached_property
@@ -366,6 +391,11 @@ def _image_disks(db: Connection, image_id: str) -> list[rows.Row]:
 def _vm_disks(db: Connection, vm_id: str) -> list[rows.Row]:
     query = select(disks).where(disks.c.vm_id == vm_id).order_by(disks.c.lun)
     return _all(db, query)
+
+
+def _record(db: Connection, act: Act | None) -> None:
+    if act is not None:
+        append(db, act)
 
 
 def _put_disk(db: Connection, disk: ManagedDisk) -> None:

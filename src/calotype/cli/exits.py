@@ -21,6 +21,7 @@ STATUS: Mapping[type[errors.CalotypeError], int] = {
     errors.StoreDamaged: 7,
     errors.GuestError: 8,
     errors.StoreUnavailable: 9,
+    errors.ReportRefused: 10,
 }
 INTERRUPTED = 130
 

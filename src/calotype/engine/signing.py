@@ -31,7 +31,7 @@ from calotype.config import Home
 from calotype.disk.durable import fsync_directory, write_private
 from calotype.engine.operation import lock
 from calotype.engine.strict import read_json
-from calotype.errors import CalotypeError, InvalidInput, NotFound
+from calotype.errors import CalotypeError, InvalidInput, NotFound, ReportRefused
 
 #: The largest envelope that is read, in bytes.
 MAX_ENVELOPE = 64 << 20
@@ -40,12 +40,6 @@ _MAX_SIGNATURES = 32
 _KEY_ID = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE = 64  # bytes of an Ed25519 signature
 _ENVELOPE = {"payload", "payloadType", "signatures"}
-
-
-class BadSignature(InvalidInput):
-    """An envelope that no key that was named has signed as it is."""
-
-    code = "SignatureInvalid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +182,7 @@ def open_envelope(data: bytes, payload_type: str, keys: Iterable[PublicKey]) -> 
     Every signature of a key that was named must be right: one bad one refuses the envelope.
 
     Raises:
-        BadSignature: it was changed, or no key that was named has signed it.
+        ReportRefused: it was changed, or no key that was named has signed it.
         InvalidInput: it is no DSSE envelope, or holds something else.
     """
     payload, signatures = _take_apart(data, payload_type)
@@ -196,7 +190,7 @@ def open_envelope(data: bytes, payload_type: str, keys: Iterable[PublicKey]) -> 
     named = {key_id: by_id[key_id] for key_id in signatures if key_id in by_id}
     others = tuple(key_id for key_id in signatures if key_id not in by_id)
     if not named:
-        raise BadSignature(
+        raise ReportRefused(
             f"it says that it is signed by key {', '.join(others)}, which you have not named: "
             "nobody can say by whom",
             hint="get the signer's public key from the signer, and name it with --key",
@@ -211,7 +205,7 @@ def _require(key: PublicKey, signature: bytes, payload: bytes, payload_type: str
     try:
         envelope.verify([key.verifier()], 1)
     except VerificationError as error:
-        raise BadSignature(
+        raise ReportRefused(
             f"the signature of key {key.id} does not match: it was changed after it was signed"
         ) from error
 
@@ -229,7 +223,7 @@ def _take_apart(data: bytes, payload_type: str) -> tuple[bytes, dict[str, bytes]
     if not isinstance(listed, list) or len(listed) > _MAX_SIGNATURES:
         raise InvalidInput("the envelope has no list of signatures, or too many")
     if not listed:
-        raise BadSignature("it is not signed", hint="anybody can have written it")
+        raise ReportRefused("it is not signed", hint="anybody can have written it")
     signatures: dict[str, bytes] = {}
     for item in listed:
         key_id, signature = _signature(item)
@@ -246,7 +240,7 @@ def _signature(item: Any) -> tuple[str, bytes]:
     if not isinstance(key_id, str) or not _KEY_ID.fullmatch(key_id):
         raise InvalidInput("a signature of the envelope names no key")
     if len(signature) != _SIGNATURE:
-        raise BadSignature("a signature of the envelope is no Ed25519 signature")
+        raise ReportRefused("a signature of the envelope is no Ed25519 signature")
     return key_id, signature
 
 
