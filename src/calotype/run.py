@@ -45,6 +45,7 @@ PACKAGES: Mapping[str, str] = {
     "unshare": "util-linux",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
+    "ssh-keyscan": "openssh-client",
     "fusermount3": "fuse3",
     "xz": "xz-utils",
 }

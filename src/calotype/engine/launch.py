@@ -302,6 +302,11 @@ def _forwards(wanted: Sequence[tuple[int, int]], used: set[int]) -> tuple[tuple[
 
 
 def _free_uid(context: Context, used: set[int | None]) -> int:
+    return next(uid for uid in uids(context) if uid not in used)
+
+
+def uids(context: Context) -> range:
+    """The unprivileged users that this installation's VMs run as, when Calotype runs as root."""
     block = int.from_bytes(hashlib.sha256(os.fsencode(context.home.root)).digest()[:2])
     first = _FIRST_UID + block % 20_000 * _UIDS_PER_HOME
-    return next(uid for uid in range(first, first + _UIDS_PER_HOME) if uid not in used)
+    return range(first, first + _UIDS_PER_HOME)
