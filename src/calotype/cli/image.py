@@ -20,6 +20,7 @@ from calotype.model import Architecture, Caching, Generation, Image, OsState, Os
 
 app = App(name="image", help=GROUPS["image"])
 app.command("calotype.cli.capture:image_capture", name="capture", help="Make an image of a VM.")
+app.command("calotype.cli.boottest:image_test", name="test", help="Start two clones; promote the image.")
 app.command(
     "calotype.cli.verify:verify", name="verify", help="Look into an image's disks, and judge."
 )
@@ -30,6 +31,7 @@ COLUMNS: Columns = {
     "Name": lambda i: i["name"],
     "Kind": lambda i: _KINDS[i["kind"]],
     "State": lambda i: i["osState"],
+    "Stage": lambda i: i["stage"],
     "Gen": lambda i: i["generation"],
     "Disks": lambda i: 1 + len(i["dataDisks"]),
     "Size": lambda i: show_size(i["osDisk"]["size"] + sum(d["size"] for d in i["dataDisks"])),
@@ -238,6 +240,7 @@ def summary(image: Image) -> dict[str, Any]:
         "name": image.name,
         "kind": _KINDS[record["kind"]],
         "state": f"{image.os_type} {image.os_state}",
+        "stage": image.stage,
         "starts by": {"V1": "BIOS (V1)", "V2": "UEFI (V2)"}[image.generation],
         "disks": "\n".join(disks),
         "recommended": f"{wanted.vcpus or '-'} vCPU, {show_size(wanted.memory) or '-'}"

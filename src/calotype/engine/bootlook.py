@@ -116,7 +116,9 @@ class Login:
             GuestError: the user cannot log in; the message has the reason.
             TimedOut: it did not end in time.
         """
-        become = "if sudo -n true 2>/dev/null; then exec sudo -n /bin/sh -s; else exec /bin/sh -s; fi"
+        become = (
+            "if sudo -n true 2>/dev/null; then exec sudo -n /bin/sh -s; else exec /bin/sh -s; fi"
+        )
         return self.command(become, timeout=timeout, data=script.encode())
 
     def command(self, command: str, *, timeout: float = 60.0, data: bytes = b"") -> Completed:
@@ -149,7 +151,9 @@ class Login:
             printed = out.read(_OUTPUT)
         if done.returncode == 255:
             said = printed.decode("utf-8", "replace").strip().splitlines()
-            raise GuestError(f"{self.user} cannot log in by SSH: {said[-1] if said else 'no reason'}")
+            raise GuestError(
+                f"{self.user} cannot log in by SSH: {said[-1] if said else 'no reason'}"
+            )
         return Completed(done.returncode, printed, b"")
 
 

@@ -24,30 +24,62 @@ def _cause(pattern: str, words: str, *, final: bool = False) -> Cause:
 #: The first that fits is named: the particular before the general.
 _CAUSES = (
     _cause(r"Unable to mount root fs", "the kernel found no root file system", final=True),
-    _cause(r"CPU does not support x86-64-v\d", "it wants a newer processor than the VM has", final=True),
-    _cause(r"Kernel panic - not syncing: .*(out of memory|OOM)|System is deadlocked on memory",
-           "it ran out of memory", final=True),
+    _cause(
+        r"CPU does not support x86-64-v\d", "it wants a newer processor than the VM has", final=True
+    ),
+    _cause(
+        r"Kernel panic - not syncing: .*(out of memory|OOM)|System is deadlocked on memory",
+        "it ran out of memory",
+        final=True,
+    ),
     _cause(r"Kernel panic - not syncing", "the kernel panicked", final=True),
-    _cause(r"Gave up waiting for (root|suspend/resume)|ALERT! .* does not exist|"
-           r"dracut-initqueue.*timeout|Cannot find root device|mounting .* on (/root|/sysroot) failed",
-           "the initial RAM disk found no root file system", final=False),
-    _cause(r"\(initramfs\)|initramfs emergency|dracut:/#", "it stands in the initial RAM disk's shell",
-           final=True),
-    _cause(r"You are in (emergency|rescue) mode|Give root password for maintenance|"
-           r"Press Enter for maintenance|sulogin: ", "it stands in an emergency shell", final=True),
-    _cause(r"grub rescue>|error: unknown filesystem|error: no such (partition|device)",
-           "the boot loader does not find its files", final=True),
-    _cause(r"No bootable device|not a bootable disk|Boot failed: could not read",
-           "the firmware (BIOS) found nothing to start on its OS disk", final=True),
-    _cause(r"UEFI Interactive Shell|Shell> |BdsDxe: No bootable option",
-           "the firmware (UEFI) found nothing to start on its OS disk", final=True),
-    _cause(r"DataSourceNone|[Nn]o (instance )?datasource found|Used fallback datasource|"
-           r"cloud-init.*disabled", "cloud-init found no datasource, so nobody provisioned it"),
-    _cause(r"Failed to start .*([Nn]etwork|DHCP)|No (DHCPOFFERS|working leases)|udhcpc: no lease|"
-           r"ci-info: \|\s*(eth|en)\S+\s*\|\s*False", "it has no network"),
+    _cause(
+        r"Gave up waiting for (root|suspend/resume)|ALERT! .* does not exist|"
+        r"dracut-initqueue.*timeout|Cannot find root device|mounting .* on (/root|/sysroot) failed",
+        "the initial RAM disk found no root file system",
+        final=False,
+    ),
+    _cause(
+        r"\(initramfs\)|initramfs emergency|dracut:/#",
+        "it stands in the initial RAM disk's shell",
+        final=True,
+    ),
+    _cause(
+        r"You are in (emergency|rescue) mode|Give root password for maintenance|"
+        r"Press Enter for maintenance|sulogin: ",
+        "it stands in an emergency shell",
+        final=True,
+    ),
+    _cause(
+        r"grub rescue>|error: unknown filesystem|error: no such (partition|device)",
+        "the boot loader does not find its files",
+        final=True,
+    ),
+    _cause(
+        r"No bootable device|not a bootable disk|Boot failed: could not read",
+        "the firmware (BIOS) found nothing to start on its OS disk",
+        final=True,
+    ),
+    _cause(
+        r"UEFI Interactive Shell|Shell> |BdsDxe: No bootable option",
+        "the firmware (UEFI) found nothing to start on its OS disk",
+        final=True,
+    ),
+    _cause(
+        r"DataSourceNone|[Nn]o (instance )?datasource found|Used fallback datasource|"
+        r"cloud-init.*disabled",
+        "cloud-init found no datasource, so nobody provisioned it",
+    ),
+    _cause(
+        r"Failed to start .*([Nn]etwork|DHCP)|No (DHCPOFFERS|working leases)|udhcpc: no lease|"
+        r"ci-info: \|\s*(eth|en)\S+\s*\|\s*False",
+        "it has no network",
+    ),
     _cause(r"Out of memory: Kill", "it ran out of memory"),
     _cause(r"A start job is running for", "a service of it does not end its start"),
-    _cause(r"login: *$|login:", "it reached its login prompt, but neither an agent nor SSH answers"),
+    _cause(
+        r"login: *$|login:", "it reached its login prompt, but neither an agent nor SSH answers"
+    ),
 )
 
 
