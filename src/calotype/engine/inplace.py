@@ -208,6 +208,6 @@ def _general(
 def _require_general(proof: Proof, left_out: Collection[str]) -> None:
     """Refuse what the proof does not call general, but for what the user left out."""
     found = {finding.step for finding in proof.of(Concern.IDENTITY, Concern.CREDENTIAL)}
-    asked = proof.verdict is not Verdict.UNKNOWN and found <= {*left_out}
+    asked = bool(found) and found <= {*left_out}
     if proof.verdict is not Verdict.GENERALIZED and not asked:
         raise GuestError(f"the result looks {proof.verdict}: {'; '.join(proof.reasons[:5])}")
