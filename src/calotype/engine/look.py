@@ -62,8 +62,9 @@ def settle(image: Image, declared: OsState | None, proof: Proof, *, force: bool 
 
 
 _CURES = {
-    OsState.GENERALIZED: "generalize a copy: make a VM of it (--os-state Specialized), then "
-    "calotype vm capture VM --image NAME --generalize; or overrule the evidence with --force (recorded)",
+    OsState.GENERALIZED: "generalize a copy: calotype vm capture VM --image NAME --generalize, or of an "
+    "upload: take it as Specialized, then calotype generalize IMAGE --image NAME; or overrule the "
+    "evidence with --force (recorded)",
     OsState.SPECIALIZED: "leave --os-state out, or say Generalized; or overrule the evidence with "
     "--force (recorded)",
 }
