@@ -72,6 +72,9 @@ def test_who_forces_it_is_noted_in_the_image(context, roots, state, declared):
     image = upload(context, roots, state, declared, force=True)
     assert image.os_state is declared
     assert any("--force" in note for note in image.provenance.notes)
+    (entry,) = context.catalog.audit.list()
+    assert (entry.action, entry.resource) == ("image.overrule", f"image {image.name}")
+    assert entry.detail["declared"] == declared.value
     verified = verify_image(context, image.name)
     assert verified.contradiction
     assert verified.image.verdict is verified.proof.verdict

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from calotype.catalog import Act
 from calotype.disk import Disk, read
 from calotype.engine.context import Context
 from calotype.errors import InvalidInput
@@ -98,8 +99,20 @@ def state_of(proof: Proof) -> OsState:
 
 
 def admit(context: Context, settled: Settled) -> None:
-    """Make the image exist; what was overruled for it is written into the audit."""
-    context.catalog.add_image(settled.image)
+    """Make the image exist; what was overruled for it is written into the audit with it."""
+    image, act = settled.image, None
+    if settled.overruled:
+        act = Act(
+            "image.overrule",
+            f"image {image.name}",
+            {
+                "image": image.id,
+                "declared": image.os_state.value,
+                "verdict": image.verdict.value if image.verdict else None,
+                "evidence": list(settled.overruled),
+            },
+        )
+    context.catalog.add_image(image, act=act)
 
 
 def noted(image: Image, note: str) -> Image:
