@@ -172,6 +172,7 @@ def export(
     format: Annotated[str | None, Parameter(name="--format")] = None,  # noqa: A002
     lun: int | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
+    report: bool = True,
     common: Common | None = None,
 ) -> None:
     """Write a disk of an image (or all of them, as OVA) to a file.
@@ -189,9 +190,14 @@ def export(
         Replace an existing file.
     lun
         The data disk at this LUN instead of the OS disk.
+    report
+        Put the image's evidence report, if it has one, beside it as FILE.report.json.
     """
     with session(common) as context:
-        emit(common, export_image(context, name, file, format=format, lun=lun, overwrite=overwrite))
+        exported = export_image(
+            context, name, file, format=format, lun=lun, overwrite=overwrite, report=report
+        )
+        emit(common, exported)
 
 
 @app.command

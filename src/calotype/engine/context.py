@@ -142,7 +142,7 @@ class Context:
         shutil.rmtree(directory, ignore_errors=True)
 
     def drop_unused(self, indexes: Iterable[str] = ()) -> None:
-        """Remove those of ``indexes``, and all bases, that no image and no disk needs.
+        """Remove those of ``indexes``, all bases and all reports that no image and no disk needs.
 
         While an operation is under way nothing is removed, for it may be about to need any of them: such
         bases wait for the next call, such Indexes cost nothing until the store is pruned.
@@ -161,6 +161,15 @@ class Context:
             for path in self.home.bases.glob("*.raw"):
                 if path.stem not in in_use and path.stat().st_nlink == 1:
                     path.unlink()
+            self._drop_evidence()
+
+    def _drop_evidence(self) -> None:
+        """Remove the reports of images that are gone."""
+        if self.home.evidence.exists():
+            known = {image.id for image in self.catalog.list_images()}
+            for path in self.home.evidence.iterdir():
+                if path.name not in known:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def indexes_of_disks(self) -> set[str]:
         """The Indexes whose bases disks of VMs are stacked on."""

@@ -1,8 +1,9 @@
 """From an image to a file that other systems read."""
 
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from calotype.disk.export import ExportFormat, azure_gate, parse_target, write
 from calotype.disk.ova_write import Machine, write_ova
@@ -12,6 +13,9 @@ from calotype.engine.operation import Operation
 from calotype.errors import InvalidInput, NotFound
 from calotype.model import GIB, Generation, Image, ImageDisk
 
+if TYPE_CHECKING:
+    from calotype.engine.evidence import Report
+
 _PACKED = (".gz", ".xz", ".zst")
 _BY_SUFFIX = {".img": "raw", ".vpc": "vhd"}
 _OVA = "ova"
@@ -19,13 +23,17 @@ _OVA = "ova"
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A file that was written. ``azure`` lists what Azure's gate would refuse (fixed VHD only)."""
+    """A file that was written, and the evidence report beside it, where the image has one.
+
+    ``azure`` lists what Azure's gate would refuse (fixed VHD only).
+    """
 
     path: Path
     format: str
     size: int  # of the file, in bytes
     virtual_size: int
     azure: tuple[str, ...] | None = None
+    report: Path | None = None
 
 
 def export_image(
@@ -36,11 +44,15 @@ def export_image(
     format: str | None = None,  # noqa: A002 (the field's word)
     lun: int | None = None,
     overwrite: bool = False,
+    report: bool = True,
 ) -> Exported:
     """Write the OS disk of an image (or the data disk at ``lun``; as OVA: all disks) to a file.
 
+    With ``report`` the image's evidence report, if it has one, is put beside it as ``FILE.report.json``.
+
     Raises:
         InvalidInput: no format is known for that name.
+        ReportRefused: the evidence report was changed by somebody.
         NotFound: the image has no such data disk.
         Conflict: the file exists, and ``overwrite`` is not set.
     """
@@ -49,13 +61,26 @@ def export_image(
         raise NotFound(f"there is no directory '{target.parent}'")
     with context.operation() as operation:
         image = context.catalog.image(name)
+        evidence = _evidence(context, image, target, overwrite=overwrite) if report else None
         if wanted == _OVA:
             exported = _export_ova(context, operation, image, target, overwrite=overwrite)
         else:
             disk = _disk_of(image, lun)
             exported = _export_disk(context, operation, disk, target, wanted, overwrite=overwrite)
+        if evidence:
+            exported = replace(exported, report=evidence.put_beside(target))
     context.drop_unused()
     return exported
+
+
+def _evidence(context: Context, image: Image, target: Path, *, overwrite: bool) -> "Report | None":
+    """The report that is to stand beside the file, if there is one and it has room there."""
+    from calotype.engine.evidence import find_evidence  # noqa: PLC0415 (what others do without)
+
+    report = find_evidence(context, image)
+    if report is not None:
+        report.require_place(target, overwrite=overwrite)
+    return report
 
 
 def _export_disk(

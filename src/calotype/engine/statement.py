@@ -132,6 +132,17 @@ class System(_Record, frozen=True, kw_only=True):
     notes: tuple[Line, ...] = ()
 
 
+class Seen(_Record, frozen=True, kw_only=True):
+    """The proof: what the OS disk shows, whatever anybody says of it."""
+
+    at: Line  # ISO 8601, UTC
+    verdict: Judgement
+    checks: tuple[Check, ...]
+    system: System
+    secrets: tuple[SecretFile, ...] = ()
+    notes: tuple[Line, ...] = ()
+
+
 class Rule(_Record, frozen=True, kw_only=True):
     """What a gate elsewhere would say; ``passed`` is None where nobody can tell from here."""
 
@@ -224,11 +235,7 @@ class Evidence(_Record, frozen=True, kw_only=True):
     at: Line  # ISO 8601, UTC
     producer: Producer
     image: ImageFacts
-    verdict: Judgement
-    checks: tuple[Check, ...]
-    system: System
-    secrets: tuple[SecretFile, ...] = ()
-    notes: tuple[Line, ...] = ()
+    proof: Seen
     certification: tuple[Rule, ...] = ()
     generalized: Generalized | None = None
     boot: Boot | None = None
