@@ -21,6 +21,8 @@ ReadAt = Callable[[int, int], bytes]
 _MAGIC = 0xEF53
 _META_BG, _64BIT = 0x10, 0x80
 _NEEDS_RECOVERY = 0x4
+_GROUP_CHECKSUMS = 0x10 | 0x400  # either of these, and descriptors count unused inodes
+_INODE_UNINIT = 0x1
 _UNREADABLE = {0x1: "compression", 0x8: "an external journal", 0x1000: "dirdata"}
 _UNREADABLE |= {0x10000: "encrypted directories"}
 # filetype, recover, meta_bg, extents, 64bit, mmp, flex_bg, ea_inode, csum_seed, large_dir, inline_data,
@@ -94,6 +96,7 @@ class Ext4:
         self._descriptor = struct.unpack_from("<H", raw, 254)[0] if self._wide else 32
         self._first_meta = struct.unpack_from("<I", raw, 260)[0]
         self._meta = bool(incompat & _META_BG)
+        self._counts_unused = bool(struct.unpack_from("<I", raw, 100)[0] & _GROUP_CHECKSUMS)
         self.has_journal = bool(compat & 0x4)
         self.needs_recovery = bool(incompat & _NEEDS_RECOVERY)
         self.journal_inode: int = struct.unpack_from("<I", raw, 224)[0]
@@ -148,7 +151,29 @@ class Ext4:
             size |= struct.unpack_from("<I", raw, 108)[0] << 32
         return Inode(number, mode, uid, gid, size, links, mtime, flags, raw)
 
+    def tables(self) -> Iterator[tuple[int, int, int]]:
+        """(first inode's number, offset, inodes that may be in use) of each group's table of inodes."""
+        for group in range(-(-self._inodes // self.group_inodes)):
+            raw = self._group(group)
+            count = min(self.group_inodes, self._inodes - group * self.group_inodes)
+            if self._counts_unused:
+                (flags, unused) = struct.unpack_from("<H8xH", raw, 18)
+                unused |= struct.unpack_from("<H", raw, 50)[0] << 16 if len(raw) >= 64 else 0
+                count = 0 if flags & _INODE_UNINIT else max(0, count - unused)
+            if count:
+                yield group * self.group_inodes + 1, self._table_of(raw) * self.block, count
+
     def _inode_table(self, group: int) -> int:
+        return self._table_of(self._group(group))
+
+    @staticmethod
+    def _table_of(raw: bytes) -> int:
+        (low,) = struct.unpack_from("<I", raw, 8)
+        high = struct.unpack_from("<I", raw, 40)[0] if len(raw) >= 64 else 0
+        return int(low | high << 32)
+
+    def _group(self, group: int) -> bytes:
+        """The descriptor of a group of blocks."""
         per_block = self.block // self._descriptor
         meta_group, index = divmod(group, per_block)
         if self._meta and meta_group >= self._first_meta:
@@ -156,10 +181,7 @@ class Ext4:
             at = self._first_block + first * self._group_blocks + self._has_super(first)
         else:
             at = self._first_block + 1 + meta_group
-        raw = self._bytes(at * self.block + index * self._descriptor, self._descriptor)
-        (low,) = struct.unpack_from("<I", raw, 8)
-        high = struct.unpack_from("<I", raw, 40)[0] if self._descriptor >= 64 else 0
-        return int(low | high << 32)
+        return self._bytes(at * self.block + index * self._descriptor, self._descriptor)
 
     @staticmethod
     def _has_super(group: int) -> int:
@@ -208,7 +230,7 @@ class Ext4:
             content = self.read(inode, _MAX_DIRECTORY)
             parts = [content[at : at + self.block] for at in range(0, len(content), self.block)]
         for part in parts:
-            for entry in _dirents(part):
+            for entry in dirents(part):
                 if entry.inode and entry.name not in (b"", b".", b".."):
                     if b"/" in entry.name or b"\0" in entry.name:
                         raise GuestError(f"directory {inode.number} holds an impossible name")
@@ -290,7 +312,12 @@ class Ext4:
         return self.read_at(offset, length)
 
 
-def _dirents(block: bytes) -> Iterator[Entry]:
+def dirents(block: bytes) -> Iterator[Entry]:
+    """The entries in a block of a directory, those without an inode too.
+
+    Raises:
+        GuestError: it is damaged.
+    """
     at = 0
     while at + 8 <= len(block):
         inode, length, name_length = struct.unpack_from("<IHB", block, at)

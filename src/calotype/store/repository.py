@@ -16,6 +16,7 @@ from calotype.store import parameters, profile
 from calotype.store.cache import uncached
 from calotype.store.check import Checker, CheckReport
 from calotype.store.chunking import Chunking
+from calotype.store.compare import DiskRows
 from calotype.store.digest import Domain
 from calotype.store.directory import DirectoryStore
 from calotype.store.index import PREFIX, Root
@@ -241,6 +242,16 @@ class Repository:
         domain = self._domain(root.domain)
         frames = FrameReader(self._reading, self._packs, domain, cache=_PARTIAL_CACHE)
         return PartialBase(root, self._leaf_reader(root), frames, domain, directory)
+
+    def rows(self, index: str) -> DiskRows:
+        """Which piece of which chunk each byte of an Index's disk is (see :mod:`calotype.store.compare`).
+
+        Raises:
+            NotFound: there is no such Index.
+            StoreDamaged: its root or a leaf is damaged.
+        """
+        root = self._root(index)
+        return DiskRows(self._leaf_reader(root), root.region, root.size, sorted(root.leaves))
 
     def holds_more(self, index: str, limit: int) -> bool:
         """Whether an Index holds more than ``limit`` bytes of data.
