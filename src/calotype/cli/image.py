@@ -19,6 +19,8 @@ from calotype.errors import InvalidInput
 from calotype.model import Architecture, Caching, Generation, Image, OsState, OsType, Recommended
 
 app = App(name="image", help=GROUPS["image"])
+app.command("calotype.cli.diff:diff", name="diff", help="Compare two images, without booting.")
+app.command("calotype.cli.diff:sbom", name="sbom", help="The software in an image (CycloneDX).")
 app.command("calotype.cli.capture:image_capture", name="capture", help="Make an image of a VM.")
 app.command("calotype.cli.boottest:image_test", name="test", help="Start two clones; promote the image.")
 app.command(

@@ -1,0 +1,121 @@
+"""How two images differ, and what is in one, without booting either.
+
+The store knows which bytes of two disks are the same chunks; a file that lies in the same chunks in both
+is equal, and is not read.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from calotype.engine.context import Context
+from calotype.errors import GuestError
+from calotype.guest.diff import GuestDiff, Side, diff
+from calotype.guest.manifest import Bools, Runs
+from calotype.guest.sbom import Subject, document
+from calotype.model import Image
+from calotype.store.compare import DiskRows, differing, same
+
+_PARALLEL = 2  # both guests are looked at together
+
+
+@dataclass(frozen=True, slots=True)
+class DiskDiff:
+    """A disk of the images; sizes in bytes, None where an image has no disk at this LUN.
+
+    ``differing`` bytes lie in chunks that differ: no more than these bytes do. None is the OS disk's ``lun``.
+    """
+
+    lun: int | None
+    before: int | None
+    after: int | None
+    differing: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDiff:
+    """How image ``after`` differs from ``before``; ``guest`` is None when one has none to look into."""
+
+    before: str
+    after: str
+    disks: list[DiskDiff]
+    guest: GuestDiff | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def differ(self) -> bool:
+        """Whether anything differs, be it only bytes that no file holds."""
+        disks = any(disk.differing or disk.before != disk.after for disk in self.disks)
+        return disks or bool(self.guest)
+
+
+def diff_images(context: Context, before: str, after: str) -> ImageDiff:
+    """Compare two images by name or id.
+
+    Raises:
+        NotFound: there is no such image.
+        StoreDamaged: a disk cannot be read.
+    """
+    a, b = context.catalog.image(before), context.catalog.image(after)
+    rows = {index: context.repository.rows(index) for index in _indexes(a, b)}
+    disks = list(_disks(a, b, rows))
+    if a.os_disk.index == b.os_disk.index:
+        return ImageDiff(a.name, b.name, disks, GuestDiff())
+    one, two = rows[a.os_disk.index], rows[b.os_disk.index]
+    try:
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            sides = list(pool.map(lambda image: _side(context, image), (a, b)))
+        found = diff(sides[0], sides[1], lambda x, y: _same(one, two, x, y))
+    except GuestError as error:
+        return ImageDiff(a.name, b.name, disks, None, [error.message])
+    return ImageDiff(a.name, b.name, disks, found)
+
+
+def sbom(context: Context, name: str) -> bytes:
+    """The software in an image as a CycloneDX document (JSON).
+
+    Raises:
+        NotFound: there is no such image.
+        GuestError: its guest cannot be looked into.
+    """
+    image = context.catalog.image(name)
+    subject = Subject(
+        name=image.name,
+        id=image.id,
+        created_at=image.created_at,
+        architecture=image.architecture,
+        indexes=tuple(disk.index for disk in image.disks),
+    )
+    return document(subject, context.repository.open(image.os_disk.index))
+
+
+def _side(context: Context, image: Image) -> Side:
+    try:
+        return Side.on_disk(context.repository.open(image.os_disk.index))
+    except GuestError as error:
+        raise GuestError(f"'{image.name}': {error.message}", hint=error.hint) from error
+
+
+def _same(a: DiskRows, b: DiskRows, x: Runs, y: Runs) -> Bools:
+    """Of the files in these runs of two disks, those that are made of the same chunks."""
+    one = a.pieces(x.file, x.logical, x.start, x.length)
+    two = b.pieces(y.file, y.logical, y.start, y.length)
+    return same(one, two, len(x.known))
+
+
+def _indexes(a: Image, b: Image) -> set[str]:
+    return {disk.index for image in (a, b) for disk in image.disks}
+
+
+def _disks(a: Image, b: Image, rows: dict[str, DiskRows]) -> Iterator[DiskDiff]:
+    before, after = ({disk.lun: disk for disk in image.disks} for image in (a, b))
+    luns = [None, *sorted(lun for lun in before.keys() | after.keys() if lun is not None)]
+    for lun in luns:
+        old, new = before.get(lun), after.get(lun)
+        if old is None or new is None:
+            yield DiskDiff(lun, old.size if old else None, new.size if new else None, 0)
+            continue
+        count = 0
+        if old.index != new.index:
+            count = sum(run.length for run in differing(rows[old.index], rows[new.index]))
+        yield DiskDiff(lun, old.size, new.size, count)
