@@ -34,6 +34,14 @@ def accounts(guest: Tree) -> list[Account]:
     return found
 
 
+def homes(guest: Tree) -> list[str]:
+    """The homes of all accounts, and root's, sorted."""
+    found = {
+        account.home.rstrip("/") for account in accounts(guest) if account.home.startswith("/")
+    }
+    return sorted({*found, "/root"} - {"", "/nonexistent", "/dev/null"})
+
+
 def rows(guest: Tree, path: str) -> list[list[str]]:
     """The rows of a file of fields between colons, comments and included directories left out."""
     return [line.split(":") for line in lines(guest, path) if line and line[0] not in "#+-"]
@@ -52,6 +60,12 @@ def edit_lines(guest: Guest, path: str, change: Callable[[str], str | None]) -> 
             after.append(changed + line[len(line.rstrip("\r\n")) :])
     if after != before:
         guest.write(path, "".join(after).encode("utf-8", "surrogateescape"))
+
+
+def rebuild(guest: Guest) -> None:
+    """Make FreeBSD's databases anew from its ``master.passwd``; elsewhere the files are all there is."""
+    if guest.stat("/etc/master.passwd") is not None:
+        guest.execute(("pwd_mkdb", "-p", "/etc/master.passwd"))
 
 
 def edit_rows(guest: Guest, path: str, change: Callable[[list[str]], Iterable[str] | None]) -> None:

@@ -22,7 +22,7 @@ from calotype.guest.locate import DiskMap, Filesystem, Partition, find_root, sur
 from calotype.guest.offline import OfflineGuest, offline, zero
 from calotype.guest.secrets import Secret, secrets
 from calotype.guest.steps import SysprepStep, select
-from calotype.guest.steps.step import DEBIAN
+from calotype.guest.steps.step import KNOWN
 from calotype.guest.steps.swap_files import PAGE
 from calotype.guest.wipe import data_runs, wipe
 from calotype.progress import SILENT, Progress
@@ -116,7 +116,7 @@ def _suitable(guest: Guest, found: DiskMap) -> Inspection:
     """What stands on the disk, if it is one that the steps know."""
     before = inspect_guest(guest, found)
     name = before.os_name or "this operating system"
-    if not before.distribution & DEBIAN:
+    if not before.distribution & KNOWN:
         raise GuestError(
             f"{name} cannot be generalized yet",
             hint="generalize it in the VM and capture it with --os-state Generalized",

@@ -13,7 +13,7 @@ from calotype.guest.inspect import Inspection, inspect, inspect_guest
 from calotype.guest.locate import DiskMap, find_root, survey
 from calotype.guest.secrets import Secret, secrets
 from calotype.guest.steps import STEPS, SysprepStep
-from calotype.guest.steps.step import Concern
+from calotype.guest.steps.step import Concern, concerned
 from calotype.model import OsState, Verdict
 
 #: Who has all of these is one machine; who has some of them is half-generalized.
@@ -56,9 +56,20 @@ class Proof:
 
 def prove_disk(disk: Disk) -> Proof:
     """Prove an OS disk; what cannot be looked into is unknown, with the reason, and never an error."""
+    # Loaded when a disk is looked at; and it uses what stands here.
+    from calotype.guest.windows import prove_windows_disk  # noqa: PLC0415
+
     found = survey(disk)
+    windows = prove_windows_disk(disk, found)
     try:
         _, tree = find_root(disk, found)
+    except GuestError as error:
+        unknown = Proof(verdict=Verdict.UNKNOWN, reasons=(error.message,), seen=inspect(disk))
+        return windows or unknown
+    if windows is not None:
+        reason = "the disk holds a Linux and a Windows"
+        return Proof(verdict=Verdict.UNKNOWN, reasons=(reason,), seen=windows.seen)
+    try:
         return prove(tree, found, stale=tree.fs.needs_recovery)
     except GuestError as error:
         return Proof(verdict=Verdict.UNKNOWN, reasons=(error.message,), seen=inspect(disk))
@@ -67,7 +78,7 @@ def prove_disk(disk: Disk) -> Proof:
 def prove(tree: Tree, found: DiskMap, *, stale: bool = False) -> Proof:
     """Check a guest's tree of files; ``found`` is the map of the disk that it is on."""
     seen = inspect_guest(tree, found, stale=stale)
-    steps = [s for s in STEPS if not s.distributions or s.distributions & seen.distribution]
+    steps = [step for step in concerned(STEPS, seen.distribution) if step.default]
     findings = tuple(_findings(tree, steps))
     verdict, reasons = judge(seen, findings)
     return Proof(

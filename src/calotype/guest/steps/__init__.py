@@ -5,7 +5,7 @@ import pkgutil
 from collections.abc import Collection
 
 from calotype.errors import InvalidInput
-from calotype.guest.steps.step import SysprepStep
+from calotype.guest.steps.step import SysprepStep, concerned
 
 __all__ = ["STEPS", "SysprepStep", "select"]
 
@@ -45,8 +45,6 @@ def select(
         raise InvalidInput(f"{', '.join(both)} is both enabled and disabled")
     return [
         step
-        for step in STEPS
-        if step.name not in disable
-        and (step.default or step.name in enable)
-        and (not step.distributions or step.distributions & {*distribution})
+        for step in concerned(STEPS, distribution)
+        if step.name not in disable and (step.default or step.name in enable)
     ]

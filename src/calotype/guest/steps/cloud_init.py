@@ -9,9 +9,6 @@ STEP = clearing(
     concern=Concern.IDENTITY,
     remove=(
         "/var/lib/cloud/instance",
-        "/var/lib/cloud/instances",
-        "/var/lib/cloud/data",
-        "/var/lib/cloud/sem",
         "/var/lib/cloud/seed",
         "/etc/sudoers.d/90-cloud-init-users",
         "/etc/ssh/sshd_config.d/50-cloud-init.conf",
@@ -21,10 +18,10 @@ STEP = clearing(
         "/etc/NetworkManager/system-connections/cloud-init-*",
         "/etc/NetworkManager/conf.d/*cloud-init*",
         "/etc/udev/rules.d/*persistent-net-cloud-init*",
-        "/etc/cloud/ds-identify.cfg",
         "/etc/cloud/cloud.cfg.d/curtin*",
         "/etc/cloud/cloud.cfg.d/subiquity*",
         "/etc/cloud/cloud.cfg.d/99-installer.cfg",
         "/etc/cloud/cloud.cfg.d/90-installer-network.cfg",
     ),
+    empty=("/var/lib/cloud/instances", "/var/lib/cloud/data", "/var/lib/cloud/sem"),
 )

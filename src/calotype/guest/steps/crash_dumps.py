@@ -14,6 +14,7 @@ STEP = clearing(
         "/var/spool/abrt/*",
         "/var/lib/kdump/*",
         "/var/lib/systemd/pstore/*",
+        "/var/lib/abrt/*",
         "/core",
         "/core.[0-9]*",
         "/root/core",

@@ -25,5 +25,7 @@ STEP = clearing(
         "/etc/dhcpcd.duid",
         "/etc/dhcpcd.secret",
         "/var/db/dhclient.leases.*",
+        "/var/db/dhcpcd/*",
+        "/var/lib/misc/dnsmasq.leases",
     ),
 )

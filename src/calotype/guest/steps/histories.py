@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from calotype.guest.accounts import accounts
+from calotype.guest.accounts import homes
 from calotype.guest.guest import Guest, Tree, glob, join
 from calotype.guest.steps.step import Concern, SysprepStep
 
@@ -21,8 +21,7 @@ def check(guest: Tree) -> list[str]:
 
 
 def _histories(guest: Tree) -> Iterator[str]:
-    homes = {account.home for account in accounts(guest) if account.home.startswith("/")}
-    for home in sorted(homes | {"/root", "/etc/skel", "/"}):
+    for home in (*homes(guest), "/etc/skel", "/"):
         for pattern in _PATTERNS:
             yield from glob(guest, join(home, pattern))
 

@@ -1,5 +1,6 @@
 """Configuration bound to one network card, and stored connections with their secrets."""
 
+import re
 from collections.abc import Iterator
 from functools import partial
 
@@ -10,7 +11,6 @@ from calotype.guest.steps.step import Concern, SysprepStep
 _REMOVE = (
     "/etc/udev/rules.d/*persistent-net*.rules",
     "/etc/udev/rules.d/*persistent-cd*.rules",
-    "/etc/NetworkManager/system-connections/*",
     "/etc/sysconfig/hwconf",
 )
 #: Lines that name a card by its address: (files, beginnings without spaces, small letters).
@@ -20,8 +20,15 @@ _BOUND = (
     ("/etc/network/interfaces.d/*", "hwaddress"),
     ("/etc/systemd/network/*", "macaddress="),
     ("/etc/systemd/network/*", "permanentmacaddress="),
-    ("/etc/sysconfig/network-scripts/ifcfg-*", "hwaddr="),
-    ("/etc/sysconfig/network/ifcfg-*", "lladdr="),
+)
+_KEYFILES = "/etc/NetworkManager/system-connections/*"
+#: All that a keyfile of NetworkManager for "any wired card, by DHCP" says; another is some machine's own.
+_GENERIC = re.compile(
+    r"""\s*(\#.*|;.*|\[(connection|ethernet|802-3-ethernet|ipv4|ipv6|proxy)\]
+    |(id|uuid|interface-name|autoconnect(-priority)?|multi-connect|timestamp)\s*=.*
+    |type\s*=\s*(ethernet|802-3-ethernet)|method\s*=\s*(auto|ignore|disabled|dhcp)
+    |addr-gen-mode\s*=.*|may-fail\s*=.*|dhcp-timeout\s*=.*)?\s*""",
+    re.VERBOSE,
 )
 
 
@@ -46,7 +53,17 @@ def check(guest: Tree) -> list[str]:
 
 def _profiles(guest: Tree) -> Iterator[str]:
     for pattern in _REMOVE:
-        yield from glob(guest, pattern)
+        # A link to /dev/null is an administrator's, and switches a rule off.
+        yield from (path for path in glob(guest, pattern) if not _is_link(guest, path))
+    for path in glob(guest, _KEYFILES):
+        cloud = path.rpartition("/")[2].startswith("cloud-init-")  # another step's
+        if not cloud and not all(map(_GENERIC.fullmatch, lines(guest, path))):
+            yield path
+
+
+def _is_link(guest: Tree, path: str) -> bool:
+    found = guest.stat(path)
+    return found is not None and found.is_link
 
 
 def _unless_bound(sign: str, line: str) -> str | None:

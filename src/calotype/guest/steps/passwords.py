@@ -1,17 +1,19 @@
 """Passwords of the accounts that stay, root's first: locked."""
 
-from calotype.guest.accounts import edit_rows, rows
+from calotype.guest.accounts import edit_rows, rebuild, rows
 from calotype.guest.guest import Guest, Tree
 from calotype.guest.steps.step import Concern, SysprepStep
 
+_FILES = ("/etc/passwd", "/etc/shadow", "/etc/gshadow", "/etc/master.passwd")
 #: Files that keep passwords of old, each emptied.
 _STORES = ("/etc/security/opasswd", "/var/cache/debconf/passwords.dat")
 
 
 def perform(guest: Guest) -> None:
     """Lock every password."""
-    for path in ("/etc/passwd", "/etc/shadow", "/etc/gshadow"):
+    for path in _FILES:
         edit_rows(guest, path, lambda row: [row[0], "*", *row[2:]] if _opens(row) else row)
+    rebuild(guest)
     for path in _STORES:
         if guest.read(path, 1):
             guest.truncate(path)
@@ -21,7 +23,7 @@ def check(guest: Tree) -> list[str]:
     """Accounts with a password, or with none at all."""
     left = [
         f"{path} has a password of {row[0]}"
-        for path in ("/etc/passwd", "/etc/shadow", "/etc/gshadow")
+        for path in _FILES
         for row in rows(guest, path)
         if _opens(row)
     ]

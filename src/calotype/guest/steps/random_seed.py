@@ -13,5 +13,9 @@ STEP = clearing(
         "/var/lib/random-seed",
         "/var/lib/seedrng/seed.*",
         "/var/lib/misc/random-seed",
+        "/var/lib/private/systemd/random-seed",
+        "/entropy",
+        "/boot/entropy",
+        "/var/db/entropy/*",
     ),
 )

@@ -1,14 +1,13 @@
-"""Root's keys, histories and traces of editors."""
+"""Root's histories and traces of editors and desktops."""
 
 from calotype.guest.steps.step import Concern, clearing
 
 STEP = clearing(
     name="root-home",
-    heading="Root's keys, known hosts and histories",
+    heading="Root's histories, caches and traces of editors",
     order=160,
-    concern=Concern.CREDENTIAL,
+    concern=Concern.TRACE,
     remove=(
-        "/root/.ssh",
         "/root/.*_history",
         "/root/.lesshst",
         "/root/.viminfo",
@@ -18,7 +17,6 @@ STEP = clearing(
         "/root/.local/share/recently-used.xbel",
         "/root/.local/share/nano",
         "/root/.nano",
-        "/root/.lesskey",
         "/root/.Xauthority",
         "/root/.ICEauthority",
         "/root/.xsession-errors",
@@ -26,9 +24,6 @@ STEP = clearing(
         "/root/.dbus",
         "/root/.gvfs",
         "/root/.config/pulse",
-        "/root/anaconda-ks.cfg",
-        "/root/original-ks.cfg",
-        "/root/install.log",
         "/root/.gnupg/random_seed",
     ),
 )

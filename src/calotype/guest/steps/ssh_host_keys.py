@@ -9,6 +9,7 @@ STEP = clearing(
     concern=Concern.IDENTITY,
     remove=(
         "/etc/ssh/ssh_host_*",
+        "/usr/local/etc/ssh/ssh_host_*",
         "/etc/dropbear/dropbear_*_host_key*",
         "/etc/dropbear/*_host_key*",
         "/etc/dropbear-initramfs/dropbear_*_host_key*",

@@ -1,13 +1,18 @@
 """What a step of generalizing is, and the kind of step that most are."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from calotype.guest.guest import Guest, Tree, glob
+from calotype.guest.guest import Guest, Tree, glob, walk
 
 #: Identifiers of ``/etc/os-release`` (``ID``, or one of ``ID_LIKE``) that we know well enough.
-DEBIAN = frozenset({"debian"})
+DEBIAN = frozenset({"debian", "ubuntu"})
+RHEL = frozenset({"rhel", "almalinux", "rocky", "centos", "ol", "fedora"})
+SUSE = frozenset({"suse", "sles", "opensuse", "opensuse-leap", "opensuse-tumbleweed"})
+ALPINE = frozenset({"alpine"})
+FREEBSD = frozenset({"freebsd"})
+KNOWN = DEBIAN | RHEL | SUSE | ALPINE | FREEBSD
 
 
 class Concern(StrEnum):
@@ -24,7 +29,8 @@ class SysprepStep:
 
     ``perform`` changes the guest (the guest keeps the list of changes). ``check`` says what is left,
     one line each, beginning with the path; it looks for itself and trusts nothing that ``perform``
-    did. ``distributions`` is empty where the step concerns all of them.
+    did. ``distributions`` is empty where the step concerns all of them. ``command`` is a program of the
+    guest's own that the step runs where the guest lives; offline, that does nothing.
     """
 
     name: str
@@ -35,6 +41,47 @@ class SysprepStep:
     check: Callable[[Tree], list[str]]
     distributions: frozenset[str] = frozenset()
     default: bool = True
+    command: tuple[str, ...] = ()
+
+
+def concerned(steps: Iterable[SysprepStep], distribution: Collection[str]) -> list[SysprepStep]:
+    """The steps that concern a distribution; of one that nobody knows, all."""
+    known = KNOWN & {*distribution}
+    return [
+        step for step in steps if not (step.distributions and known) or step.distributions & known
+    ]
+
+
+def commanding(
+    *,
+    name: str,
+    heading: str,
+    order: int,
+    concern: Concern,
+    command: tuple[str, ...],
+    distributions: frozenset[str] = frozenset(),
+    default: bool = True,
+) -> SysprepStep:
+    """A step that runs a program of the guest's own; what that leaves is for the steps after it."""
+
+    def perform(guest: Guest) -> None:
+        guest.execute(command)
+
+    def check(guest: Tree) -> list[str]:
+        del guest
+        return []
+
+    return SysprepStep(
+        name=name,
+        heading=heading,
+        order=order,
+        concern=concern,
+        perform=perform,
+        check=check,
+        distributions=distributions,
+        default=default,
+        command=command,
+    )
 
 
 def clearing(
@@ -48,7 +95,10 @@ def clearing(
     distributions: frozenset[str] = frozenset(),
     default: bool = True,
 ) -> SysprepStep:
-    """A step that removes what matches ``remove``, and empties the files and directories ``empty``."""
+    """A step that removes what matches ``remove``, and empties the files and directories ``empty``.
+
+    A directory without a file in it tells nothing, so the check does not mind it.
+    """
 
     def perform(guest: Guest) -> None:
         for path in _matches(guest, remove):
@@ -58,7 +108,7 @@ def clearing(
                 guest.truncate(path)
 
     def check(guest: Tree) -> list[str]:
-        left = [f"{path} is there" for path in _matches(guest, remove)]
+        left = [f"{path} is there" for path in _matches(guest, remove) if tells(guest, path)]
         return left + [f"{p} is not empty" for p in _matches(guest, empty) if _filled(guest, p)]
 
     return SysprepStep(
@@ -71,6 +121,14 @@ def clearing(
         distributions=distributions,
         default=default,
     )
+
+
+def tells(guest: Tree, path: str) -> bool:
+    """Whether something stands at a path that is not just empty directories."""
+    found = guest.stat(path)
+    if found is None or not found.is_dir:
+        return found is not None
+    return any(not inner.is_dir for _, inner in walk(guest, path))
 
 
 def _matches(guest: Tree, patterns: Sequence[str]) -> Iterator[str]:

@@ -4,15 +4,17 @@ from calotype.guest.guest import Guest, Tree, glob, lines
 from calotype.guest.steps.step import Concern, SysprepStep
 
 _INITIATOR = "/etc/iscsi/initiatorname.iscsi"
-#: Tells Debian's open-iscsi to make a name at its next start.
+#: Tells Debian's open-iscsi to make a name at its next start; others make one where the file is missing.
 _MAKE_ONE = b"GenerateName=yes\n"
 _NVME = ("/etc/nvme/hostnqn", "/etc/nvme/hostid")
 
 
 def perform(guest: Guest) -> None:
     """Forget the names."""
-    if _initiators(guest):
+    if _initiators(guest) and guest.stat("/var/lib/dpkg") is not None:
         guest.write(_INITIATOR, _MAKE_ONE)
+    elif _initiators(guest):
+        guest.remove(_INITIATOR)
     for path in _NVME:
         guest.remove(path)
 

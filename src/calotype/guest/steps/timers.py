@@ -4,7 +4,7 @@ from calotype.guest.steps.step import Concern, clearing
 
 STEP = clearing(
     name="timers",
-    heading="Time stamps of timers and periodic jobs",
+    heading="Time stamps of timers and periodic jobs, and the drift of the clock",
     order=480,
     concern=Concern.TRACE,
     remove=(
@@ -14,6 +14,13 @@ STEP = clearing(
         "/var/lib/logrotate/status",
         "/var/lib/logrotate.status",
         "/var/lib/misc/logrotate.status",
+        "/var/lib/logrotate/*.status",
         "/var/lib/systemd/timesync/clock",
+        "/var/lib/private/systemd/timesync/clock",
+        "/var/lib/chrony/*",
+        "/var/lib/ntp/ntp.drift",
+        "/var/lib/ntp/drift/*",
+        "/var/lib/dnf/repos/*/countme",
+        "/var/db/ntpd.drift",
     ),
 )

@@ -8,9 +8,10 @@ from calotype.guest.accounts import (
     accounts,
     edit_lines,
     edit_rows,
+    rebuild,
     rows,
 )
-from calotype.guest.guest import Guest, Tree, glob, join
+from calotype.guest.guest import Guest, Tree, glob, join, walk
 from calotype.guest.steps.step import Concern, SysprepStep
 
 #: Directories whose files are named after their user.
@@ -26,9 +27,19 @@ _BY_NAME = (
     "/var/lib/sudo/lectured/*",
     "/var/lib/sudo/ts/*",
     "/var/db/sudo/lectured/*",
+    "/var/cron/tabs/*",
+    "/var/lib/systemd/home/*",
 )
+_LARGEST_LOCAL = 65535
 #: Directories of files that belong to whoever they run for.
-_BY_OWNER = ("/home/*", "/var/spool/cron/atjobs/*", "/var/spool/at/*", "/var/spool/atjobs/*")
+_BY_OWNER = (
+    "/home/*",
+    "/usr/home/*",
+    "/var/spool/cron/atjobs/*",
+    "/var/spool/at/*",
+    "/var/spool/atjobs/*",
+)
+_RULES = ("/etc/sudoers", "/etc/sudoers.d/*", "/etc/doas.conf", "/etc/doas.d/*")
 #: Directories in the spool of cron itself.
 _NOT_NAMES = {"atjobs", "atspool", "crontabs", "tabs", "lastrun"}
 #: No account's home there is removed, whatever /etc/passwd says.
@@ -46,8 +57,10 @@ def perform(guest: Guest) -> None:
         if _may_go(guest, account, everyone):
             guest.remove(account.home)
     _rows(guest, staying, {account.name for account in leaving})
-    for path in ("/etc/sudoers", *glob(guest, "/etc/sudoers.d/*")):
-        edit_lines(guest, path, lambda line: None if _rule_of(line, leaving) else line)
+    for pattern in _RULES:
+        for path in list(glob(guest, pattern)):
+            edit_lines(guest, path, lambda line: None if _rule_of(line, leaving) else line)
+    rebuild(guest)
 
 
 def check(guest: Tree) -> list[str]:
@@ -56,7 +69,7 @@ def check(guest: Tree) -> list[str]:
     staying = {account.name for account in everyone if not account.is_person}
     leaving = [account for account in everyone if account.is_person]
     left = [f"/etc/passwd has the account {account.name}" for account in leaving]
-    for path in ("/etc/shadow", "/etc/subuid", "/etc/subgid"):
+    for path in ("/etc/shadow", "/etc/master.passwd", "/etc/subuid", "/etc/subgid"):
         left += [f"{path} has a row of {r[0]}" for r in rows(guest, path) if _gone(r[0], staying)]
     for path in ("/etc/group", "/etc/gshadow"):
         for row in rows(guest, path):
@@ -78,7 +91,7 @@ def _rows(guest: Guest, staying: set[str], leaving: set[str]) -> None:
         stay = [",".join(n for n in part.split(",") if n in staying) for part in members]
         return row[: len(row) - len(members)] + stay
 
-    for path in ("/etc/passwd", "/etc/shadow", "/etc/subuid", "/etc/subgid"):
+    for path in ("/etc/passwd", "/etc/shadow", "/etc/master.passwd", "/etc/subuid", "/etc/subgid"):
         edit_rows(guest, path, kept)
     for path in ("/etc/group", "/etc/gshadow"):
         edit_rows(guest, path, group)
@@ -97,6 +110,7 @@ def _belongings(guest: Tree, staying: set[str], leaving: list[Account]) -> Itera
     """The files of people, and of those who are no more."""
     seen = set()
     names = {account.name for account in leaving}
+    homes = {a.home for a in accounts(guest) if a.name in staying}
     for pattern in _BY_NAME:
         for path in glob(guest, pattern):
             name = path.rpartition("/")[2]
@@ -106,10 +120,22 @@ def _belongings(guest: Tree, staying: set[str], leaving: list[Account]) -> Itera
                 yield path
     for pattern in _BY_OWNER:
         for path in glob(guest, pattern):
-            found = guest.stat(path)
-            owned = found is not None and found.uid in PEOPLE
-            if owned or path.rpartition("/")[2] in names:
+            if path.rpartition("/")[2] in names or _is_of_people(guest, path, homes):
                 yield path
+
+
+def _is_of_people(guest: Tree, path: str, homes: set[str]) -> bool:
+    """Whether a file, or anything in a directory that is no staying account's home, is a person's."""
+    found = guest.stat(path)
+    if found is None or path in homes:
+        return False
+    inside = walk(guest, path) if found.is_dir else ()
+    return _is_person(found.uid) or any(_is_person(inner.uid) for _, inner in inside)
+
+
+def _is_person(uid: int) -> bool:
+    """Whether a file's owner is a person: of this machine, or (above 65,535) of a directory service."""
+    return uid in PEOPLE or uid > _LARGEST_LOCAL
 
 
 def _may_go(guest: Tree, account: Account, everyone: list[Account]) -> bool:
@@ -124,7 +150,10 @@ def _may_go(guest: Tree, account: Account, everyone: list[Account]) -> bool:
 
 
 def _rule_of(line: str, leaving: list[Account]) -> bool:
-    first = line.split(maxsplit=1)[:1]
+    words = line.split()
+    first = (
+        words[-1:] if words[:1] == ["permit"] else words[:1]
+    )  # doas names the user after the options
     return any(first in ([account.name], [f"#{account.uid}"]) for account in leaving)
 
 

@@ -1,16 +1,43 @@
-"""What the Azure Linux Agent keeps of the machine."""
+"""What the Azure Linux Agent keeps of the machine; ``provisioned`` names the VM that it was."""
 
-from calotype.guest.steps.step import Concern, clearing
+from collections.abc import Iterator
 
-STEP = clearing(
+from calotype.guest.guest import Guest, Tree, glob, text
+from calotype.guest.steps.step import Concern, SysprepStep
+
+_EMPTY = ("/var/lib/waagent", "/var/log/azure", "/var/lib/hyperv", "/var/db/hyperv/pool")
+_LOGS = ("/var/log/waagent.log*", "/etc/waagent.conf.bak")
+_PROVISIONED = "/var/lib/waagent/provisioned"
+
+
+def perform(guest: Guest) -> None:
+    """Remove all of it; the agent's configuration stays."""
+    for path in list(_logs(guest)):
+        guest.remove(path)
+    for path in _EMPTY:
+        if guest.list(path):
+            guest.truncate(path)
+
+
+def check(guest: Tree) -> list[str]:
+    """What is there, first of all the VM that was provisioned."""
+    left = []
+    if guest.stat(_PROVISIONED) is not None:
+        left.append(f"{_PROVISIONED} names the VM {text(guest, _PROVISIONED).strip()[:64]}")
+    left += [f"{path} is not empty" for path in _EMPTY if guest.list(path)]
+    return left + [f"{path} is there" for path in _logs(guest)]
+
+
+def _logs(guest: Tree) -> Iterator[str]:
+    for pattern in _LOGS:
+        yield from glob(guest, pattern)
+
+
+STEP = SysprepStep(
     name="waagent",
     heading="The Azure Linux Agent's state and Hyper-V's key-value pools",
     order=320,
     concern=Concern.IDENTITY,
-    remove=("/var/log/waagent.log*",),
-    empty=(
-        "/var/lib/waagent",
-        "/var/log/azure",
-        "/var/lib/hyperv",
-    ),
+    perform=perform,
+    check=check,
 )
