@@ -17,10 +17,10 @@ OVMF_VARS = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 #: The seed's file in ``base``, and the UEFI variables in ``disks``.
 SEED, VARS = "seed.iso", "uefi-vars.fd"
 
-_SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 #: x86-64-v2 asks for these; without them distributions of the RHEL 9 family do not start.
-_TCG_CPU = "qemu64,+cx16,+lahf-lm,+popcnt,+ssse3,+sse4.1,+sse4.2"
+TCG_CPU = "qemu64,+cx16,+lahf-lm,+popcnt,+ssse3,+sse4.1,+sse4.2"
 
 
 def command_line(spec: MachineSpec, layout: Layout, accel: Literal["tcg", "kvm"]) -> list[str]:
@@ -30,10 +30,10 @@ def command_line(spec: MachineSpec, layout: Layout, accel: Literal["tcg", "kvm"]
     args = [
         "qemu-system-x86_64",
         *("-nodefaults", "-no-user-config", "-display", "none", "-msg", "timestamp=on"),
-        *("-sandbox", _SECCOMP),
+        *("-sandbox", SECCOMP),
         *("-name", f"guest={_escape(spec.name)},debug-threads=on", "-uuid", spec.id),
         *("-machine", machine + (",pflash0=uefi-code,pflash1=uefi-vars" if uefi else "")),
-        *("-cpu", spec.cpu or ("host" if accel == "kvm" else _TCG_CPU)),
+        *("-cpu", spec.cpu or ("host" if accel == "kvm" else TCG_CPU)),
         *("-smp", str(spec.vcpus), "-m", f"{spec.memory >> 20}M"),
         *("-boot", "strict=on"),
     ]
