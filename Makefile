@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
-.PHONY: help setup servers demo test test-unit test-vm lint bench bench-quick bench-setup bitrot faults fuzz campaign-powerloss campaign-prune clean
+.PHONY: help setup servers demo test test-unit test-vm lint bench bench-quick bench-setup bitrot faults fuzz campaign-powerloss campaign-prune campaign-inplace clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -49,6 +49,9 @@ bitrot: setup ## 1,000 flipped bits, all found, named and repaired: ten minutes,
 
 campaign-prune: setup ## Prune under fire, 120,000 steps, and without each of its rules: half an hour, and docs/reports/prune.*
 	@$(PYTHON) -m tests.campaigns.prune --disk "$$($(PYTHON) -c $(DEBIAN))"
+
+campaign-inplace: setup ## vm generalize and vm restore killed at every call that changes a file: an hour, and docs/reports/inplace.*
+	@$(PYTHON) -m tests.campaigns.inplace --jobs 2 --report docs/reports/inplace
 
 faults: servers ## The campaign of object-store faults: half an hour, and docs/reports/faults.*
 	@$(PYTHON) -m tests.campaigns.faults

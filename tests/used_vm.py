@@ -8,7 +8,7 @@ from pathlib import Path
 
 from calotype.disk.base import Disk
 from calotype.disk.overlay import OverlayDisk
-from calotype.engine import machines
+from calotype.engine import bases, machines
 from calotype.engine.context import Context
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
@@ -38,7 +38,9 @@ def os_disk(path: Path, *, bulk: int = 300_000) -> Path:
     for name, content in {**_TREE, "srv/data": random.Random(1).randbytes(bulk)}.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_bytes(content)
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", tree, path, "8M"], check=True)
+    subprocess.run(
+        ["mke2fs", "-q", "-t", "ext4", "-d", tree, path, "8M"], check=True, capture_output=True
+    )
     return path
 
 
@@ -56,6 +58,9 @@ def used_vm(context: Context, disk: Path, name: str = "web") -> VirtualMachine:
 
 def write(context: Context, disk: ManagedDisk, offset: int, length: int, pattern: int) -> None:
     """Write to a disk as its VM would."""
+    if disk.index is not None:
+        with context.operation() as operation:
+            bases.ensure(context, disk.index, operation.directory)
     order = f"write -P {pattern} {offset} {length}"
     subprocess.run(
         ["qemu-io", "--image-opts", _options(context, disk), "-c", order, "-c", "flush"],
@@ -94,12 +99,13 @@ def edit(context: Context, disk: ManagedDisk, order: str, content: bytes = b"") 
 def contents(context: Context, vm_name: str) -> dict[str, str]:
     """What the disks of a VM hold: disk id, name, LUN, size and caching to a digest of every byte."""
     return {
-        f"{disk.id} {disk.name} {disk.lun} {disk.size} {disk.caching}": _digest(context, disk)
+        f"{disk.id} {disk.name} {disk.lun} {disk.size} {disk.caching}": digest_of(context, disk)
         for disk in context.catalog.vm(vm_name).disks
     }
 
 
-def _digest(context: Context, disk: ManagedDisk) -> str:
+def digest_of(context: Context, disk: ManagedDisk) -> str:
+    """The SHA-256 of all that a managed disk holds, base included."""
     base = context.repository.open(disk.index) if disk.index else None
     with closing(OverlayDisk(context.disk_path(disk.file), base)) as overlay:
         return digest(overlay)

@@ -101,7 +101,7 @@ class Tripwire:
 
 def serve() -> None:
     """Run the commands that come on standard input, one a line."""
-    for name in ("image", "vm", "disk", "store", "exits"):
+    for name in ("image", "vm", "inplace", "disk", "store", "exits"):
         importlib.import_module(f"calotype.cli.{name}")
     for name in ("calotype.catalog.migrate", "sqlalchemy.dialects.sqlite.pysqlite"):
         importlib.import_module(name)

@@ -3,6 +3,7 @@
 import io
 from contextlib import closing
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 from tests.used_vm import contents, edit, os_disk, used_vm
@@ -55,7 +56,9 @@ def test_there_and_back(context, vm):
     made = context.catalog.vm("web")
     assert report.vm == made
     assert made.generalized
+    assert report.proof
     assert report.proof.verdict is Verdict.GENERALIZED
+    assert report.restore_point
     assert [point.id for point in list_points(context, "web")] == [report.restore_point.id]
     assert report.restore_point.reason == "before vm generalize"
     assert report.notes == ("the VM did not run: the guest's own tools were not asked",)
@@ -66,8 +69,8 @@ def test_there_and_back(context, vm):
 
     with pytest.raises(NotAllowed, match="cannot start again") as refused:
         machines.start(context, "web")
-    assert "vm restore web" in refused.value.hint
-    assert "vm capture web" in refused.value.hint
+    assert "vm restore web" in str(refused.value.hint)
+    assert "vm capture web" in str(refused.value.hint)
     with pytest.raises(NotAllowed, match="cannot start again"):
         machines.restart(context, "web")
     with pytest.raises(NotAllowed, match="no state to go back to"):
@@ -107,6 +110,7 @@ def test_a_dry_run_changes_nothing(context, vm):
     before, overlays = contents(context, "web"), files(context)
     indexes = context.repository.indexes()
     report = generalize_vm(context, "web", dry_run=True)
+    assert report.steps
     would = {edit.path for step in report.steps.steps for edit in step.edits}
     assert {"/home/alice", "/etc/ssh/ssh_host_ed25519_key"} <= would
     assert (report.restore_point, report.proof) == (None, None)
@@ -151,7 +155,7 @@ def test_a_result_that_is_not_general_does_not_take_the_disks_place(context, vm,
     monkeypatch.setattr(look, "prove", prove)
     with pytest.raises(GuestError, match="looks Mixed: users: alice is there") as refused:
         generalize_vm(context, "web")
-    assert "calotype vm restore web" in refused.value.hint
+    assert "calotype vm restore web" in str(refused.value.hint)
     assert proofs
     assert context.catalog.vm("web") == vm
     assert contents(context, "web") == before
@@ -169,13 +173,15 @@ def test_a_step_that_does_nothing_is_found(context, vm, monkeypatch):
     before = contents(context, "web")
     with pytest.raises(GuestError, match="ssh-host-keys") as refused:
         generalize_vm(context, "web")
-    assert "vm restore web" in refused.value.hint
+    assert "vm restore web" in str(refused.value.hint)
     assert contents(context, "web") == before
     assert not context.catalog.vm("web").generalized
 
 
 def test_what_the_user_leaves_out_is_the_users(context, vm):
     report = generalize_vm(context, "web", disable=["ssh-host-keys"])
+    assert report.proof
+    assert report.steps
     assert report.proof.verdict is Verdict.MIXED
     assert report.steps.disabled == ("ssh-host-keys",)
     assert context.catalog.vm("web").generalized
@@ -200,7 +206,7 @@ class Agent:
 
 def test_the_guests_tools_run_in_the_order_that_works():
     agent = Agent({"waagent": Completed(0, b"done", b""), "cloud-init": Completed(1, b"", b"no")})
-    done = list(inplace._tools(agent, 5.0))
+    done = list(inplace._tools(cast("Any", agent), 5.0))
     assert agent.ran == [
         ["waagent", "-force", "-deprovision+user"],
         ["cloud-init", "clean", "--logs"],
@@ -214,7 +220,7 @@ def test_the_guests_tools_run_in_the_order_that_works():
 @pytest.mark.parametrize("error", [GuestError("gone"), TimedOut("hangs")])
 def test_a_tool_that_ends_its_own_channel_stops_nothing(error):
     agent = Agent({"waagent": error})
-    done = list(inplace._tools(agent, 5.0))
+    done = list(inplace._tools(cast("Any", agent), 5.0))
     assert [command[0] for command in agent.ran] == ["waagent", "cloud-init"]
     assert [(c.command[0], c.status) for c in done] == [("waagent", None)]
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any, cast
 
 import pytest
 from tests.used_vm import MIB, attach_new, contents, os_disk, used_vm, write
@@ -11,8 +12,8 @@ from tests.used_vm import MIB, attach_new, contents, os_disk, used_vm, write
 from calotype import wire
 from calotype.catalog import Catalog
 from calotype.config import Home
-from calotype.engine import adopt, images, machines, storage
-from calotype.engine import restore as module
+from calotype.disk import blank
+from calotype.engine import adopt, bases, images, machines, storage
 from calotype.engine.context import Context
 from calotype.engine.launch import VmRequest, create_vm
 from calotype.engine.restore import delete_point, list_points, restore, take_restore_point
@@ -240,11 +241,11 @@ def test_a_running_vm_is_not_pulled_from_under_its_guest(context, vm):
     take_restore_point(context, "web", "a test")
     spoil(context, vm)
     driver = Running(context.driver)
-    other = Context(context.home, driver)
+    other = Context(context.home, cast("Any", driver))
     try:
         with pytest.raises(NotAllowed, match="runs") as refused:
             restore(other, "web")
-        assert "--force-stop" in refused.value.hint
+        assert "--force-stop" in str(refused.value.hint)
         assert driver.calls == []
         restore(other, "web", force_stop=True)
         assert driver.calls == ["kill", "release"]
@@ -280,8 +281,8 @@ def test_old_overlays_go_only_after_the_commit(context, vm, monkeypatch):
     for name in ("ensure", "create", "go_back"):
         with monkeypatch.context() as patch, suppress(RuntimeError):
             holder = {
-                "ensure": module.bases,
-                "create": module.blank,
+                "ensure": bases,
+                "create": blank,
                 "go_back": type(context.catalog.restore_points),
             }[name]
             patch.setattr(holder, name, failing)
