@@ -1,0 +1,36 @@
+"""What libguestfs needs to start its appliance here: a kernel, which a container or a cloud host may lack."""
+
+import subprocess
+from pathlib import Path
+
+from bench.images import cache
+
+from calotype.machine.probe import acceleration
+
+
+def environment(work: Path) -> dict[str, str]:
+    """Variables for libguestfs' tools; a kernel is unpacked from Debian's package where there is none."""
+    found = {"LIBGUESTFS_BACKEND": "direct"}
+    if acceleration(work).name == "tcg":
+        found["LIBGUESTFS_BACKEND_SETTINGS"] = "force_tcg"
+    if not list(Path("/boot").glob("vmlinuz-*")):
+        found |= _kernel(work / "kernel")
+    return found
+
+
+def _kernel(target: Path) -> dict[str, str]:
+    """The kernel that the recipe's packages bring."""
+    if not target.exists():
+        packages = sorted((cache() / "packages").rglob("linux-image-6*-cloud-amd64_*.deb"))
+        if not packages:
+            raise SystemExit("no kernel for libguestfs: install linux-image-cloud-amd64")
+        subprocess.run(["dpkg-deb", "-x", packages[-1], f"{target}.new"], check=True)
+        version = next(Path(f"{target}.new/lib/modules").iterdir()).name
+        subprocess.run(["depmod", "-b", f"{target}.new", version], check=True)
+        Path(f"{target}.new").rename(target)
+    version = next((target / "lib/modules").iterdir()).name
+    return {
+        "SUPERMIN_KERNEL": str(target / f"boot/vmlinuz-{version}"),
+        "SUPERMIN_KERNEL_VERSION": version,
+        "SUPERMIN_MODULES": str(target / f"lib/modules/{version}"),
+    }

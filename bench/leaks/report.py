@@ -1,0 +1,214 @@
+"""The leak table, as Markdown and JSON."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_TITLES = {
+    "machine": "The machine's own",
+    "people": "People's",
+    "site": "The site's secrets: Calotype reports them and keeps them, unless asked",
+}
+_WORDS = """\
+A used Debian server (cloud-init, waagent, OpenSSH, rsyslog, exim, nginx, cron, at), provisioned once for
+*alice* and worked with, was shut down; each tool then got its own copy of its disk. A canary is a random
+string planted in the running guest, or the very bytes of something that the guest made itself (host keys,
+machine-id, seeds, hashes). It counts as left when the **raw disk** holds it anywhere: in a file, in a free
+block, in an inode or a directory's slack, in the file system's journal, in swap; as it is, as UTF-16, or
+inside base64 text.
+"""
+_LIMITS = """\
+- What the search cannot see: strings inside compressed data (journald compresses only fields of more than 512
+  bytes; one rotated log is looked for by its compressed bytes), strings that lie across two blocks which do
+  not follow each other, encrypted data.
+- The root file system was mounted without `discard`, as where the hypervisor does not pass discards on; no
+  `fstrim` ran in between.
+- `/var/lib/waagent/ovf-env.xml` names alice, as on Azure: without it `waagent -deprovision+user` keeps the
+  user and ends with status 0.
+- The commands in the guest were run as root through the guest agent, then the guest was shut down: what it
+  writes while it stops is part of what those tools leave. The other tools worked on the disk of the stopped
+  machine.
+"""
+
+
+def count(canaries: Sequence[Mapping[str, Any]], left: Iterable[str]) -> dict[str, int]:
+    """How many canaries of each kind are among ``left`` (names), kinds in order."""
+    names = set(left)
+    found: dict[str, int] = {}
+    for canary in canaries:
+        found[canary["kind"]] = found.get(canary["kind"], 0) + (canary["name"] in names)
+    return found
+
+
+def reported(canaries: Sequence[Mapping[str, Any]], paths: Iterable[str]) -> dict[str, int]:
+    """How many canaries of each kind lie in files that a tool reported."""
+    known = set(paths)
+    return count(canaries, (canary["name"] for canary in canaries if canary["path"] in known))
+
+
+def table(canaries: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The leak table: rows are kinds, columns are tools, cells what is left."""
+    lines: list[str] = []
+    for group, title in _TITLES.items():
+        mine = [canary for canary in canaries if canary["group"] == group]
+        planted = count(mine, (canary["name"] for canary in mine))
+        columns = [(count(mine, tool["left"]), reported(mine, tool["reported"])) for tool in tools]
+        lines += [f"### {title}", ""]
+        lines += [f"| kind | planted | {' | '.join(tool['name'] for tool in tools)} |"]
+        lines += ["|---" * (2 + len(tools)) + "|"]
+        for kind in sorted(planted):
+            cells = [_cell(left[kind], said[kind], group) for left, said in columns]
+            lines.append(f"| {kind} | {planted[kind]} | {' | '.join(cells)} |")
+        sums = [
+            _cell(sum(left.values()), sum(said.values()), group, bold=True)
+            for left, said in columns
+        ]
+        lines += [f"| **all** | **{len(mine)}** | {' | '.join(sums)} |", ""]
+    return lines
+
+
+def _cell(left: int, said: int, group: str, *, bold: bool = False) -> str:
+    text = f"**{left}**" if bold else str(left)
+    return f"{text} ({said} reported)" if group == "site" and said else text
+
+
+def tools_table(tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the columns are."""
+    lines = ["| column | what was done | version | its own time |", "|---|---|---|---|"]
+    for tool in tools:
+        notes = f" ({'; '.join(tool['notes'])})" if tool["notes"] else ""
+        version = "; ".join(tool["version"].splitlines())
+        lines.append(
+            f"| {tool['name']} | `{tool['how']}` | {version} | {tool['seconds']:.0f} s{notes} |"
+        )
+    return [*lines, ""]
+
+
+_BOOT = {
+    "came_up": "comes up",
+    "provisioned": "the new user logs in",
+    "host_name": "takes its new name",
+    "machine_id": "new machine-id",
+    "host_keys": "new host keys",
+    "strangers": "people of before",
+    "failed": "failed units",
+}
+
+
+def boots_table(tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What became of each result at its first start as another machine."""
+    rows = [tool for tool in tools if tool.get("boot")]
+    if not rows:
+        return []
+    lines = ["## The first start as another machine", ""]
+    lines += [
+        "Each result was started once with a NoCloud seed that asks for the name `beta-db02` and the user",
+        "*carol* with a key, on another network card.",
+        "",
+    ]
+    lines += [f"| | {' | '.join(_BOOT.values())} |", "|---" * (1 + len(_BOOT)) + "|"]
+    for tool in rows:
+        cells = [_said(tool["boot"].get(key)) for key in _BOOT]
+        lines.append(f"| {tool['name']} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "**no**"
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    return "?" if value is None else str(value)
+
+
+def leftovers(tool: Mapping[str, Any], canaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where a tool's leavings are, a line for each canary, the site's own left out."""
+    group = {canary["name"]: canary["group"] for canary in canaries}
+    lines = []
+    for name, places in sorted(tool["left"].items()):
+        if group.get(name) != "site":
+            shown = ", ".join(f"`{place}`" for place in places[:4])
+            lines.append(f"- {name}: {shown}{', …' if len(places) > 4 else ''}")
+    return lines
+
+
+def times_table(times: Mapping[str, Any]) -> list[str]:
+    """Generalizing and proving against virt-sysprep."""
+    rows = times["rows"]
+    ours, theirs = rows[0]["median"], rows[1]["median"]
+    lines = ["## Time", ""]
+    lines += [
+        f"The same disk, alternating, {len(rows[0]['all'])} runs each; load average before: "
+        f"{times['load']:.1f}"
+        + (
+            " (quiet)."
+            if times["quiet"]
+            else ". **The machine was not quiet**: to be measured again by"
+            " `.venv/bin/python -m bench.leaks --times`."
+        ),
+        "",
+        "| | median, s | all, s |",
+        "|---|---|---|",
+    ]
+    for row in rows:
+        shown = ", ".join(f"{seconds:.1f}" for seconds in row["all"])
+        lines.append(f"| {row['what']} | {row['median']:.1f} | {shown} |")
+    holds = "holds" if theirs >= 5 * ours else "**missed**"
+    lines += ["", f"virt-sysprep takes {theirs / ours:.1f} times as long (target: ≥ 5, {holds})."]
+    return [*lines, "", *(f"- {note}" for note in times.get("notes", ())), ""]
+
+
+def families_table(families: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Calotype on guests of other families."""
+    if not families:
+        return []
+    lines = ["## Other families (Calotype)", ""]
+    lines += ["| guest | sort | planted | left | site's secrets: left, reported | starts again |"]
+    lines += ["|---" * 6 + "|"]
+    for row in families:
+        lines.append(
+            f"| {row['name']} | {row['sort']} | {row['planted']} | {row['left']} "
+            f"| {row['site_left']} of {row['site']}, {row['reported']} | {row['boot']} |"
+        )
+    lines += [""]
+    for row in families:
+        lines += [f"- {row['name']}: {note}" for note in row.get("notes", ())]
+    return [*lines, ""]
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The whole report."""
+    canaries, tools = content["canaries"], content["tools"]
+    kinds = {canary["kind"] for canary in canaries}
+    lines = ["# What is left in a generalized image", "", _WORDS]
+    lines += [
+        f"{len(canaries)} canaries of {len(kinds)} kinds. `make bench-leaks` repeats it all.",
+        "",
+        *table(canaries, tools),
+        "## The columns",
+        "",
+        *tools_table(tools),
+        *boots_table(tools),
+    ]
+    if content.get("times"):
+        lines += times_table(content["times"])
+    lines += families_table(content.get("families", ()))
+    for tool in tools:
+        if tool["name"].startswith("Calotype") and (found := leftovers(tool, canaries)):
+            lines += [f"## Left by {tool['name']}", "", *found, ""]
+    lines += ["## How to read it", "", _LIMITS.rstrip()]
+    if content["missing"]:
+        lines += [
+            "- Planted, but not found on the disk of the used machine either, so not counted: "
+            + ", ".join(content["missing"])
+            + "."
+        ]
+    lines += [f"- Machine: {', '.join(f'{k} {v}' for k, v in content['machine'].items() if v)}."]
+    return "\n".join([*lines, ""])
+
+
+def write(content: Mapping[str, Any], report: Path) -> None:
+    """``leaks.json`` and ``leaks.md``."""
+    report.with_suffix(".json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    report.with_suffix(".md").write_text(markdown(content))
