@@ -63,3 +63,17 @@ def one_line(text: str, limit: int = 1024) -> str:
     """As :func:`visible`, without ends of lines, cut off after ``limit`` characters."""
     shown = visible(text).replace("\n", "\\u000a").replace("\t", "\\u0009")
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def human_size(count: int | None) -> str:
+    """Bytes for people: ``1.5 GiB``."""
+    if count is None:
+        return ""
+    number = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(number) < 1024 or unit == "TiB":
+            return (
+                f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+            )
+        number /= 1024
+    raise AssertionError

@@ -18,6 +18,8 @@ GROUPS = {
     "vm": "Virtual machines: create from an image, look after, capture.",
     "disk": "Managed disks: create, list, show, delete.",
     "store": "The store: how much it holds, whether it is whole; prune, repair, copy.",
+    "keys": "The key that signs evidence reports, and the keys that are believed.",
+    "audit": "What somebody must answer for: overrides, keys; whether the record is whole.",
     "recipe": "Recipes: build an image from a distribution's own packages.",
 }
 SINGLES = {
@@ -38,6 +40,11 @@ for _name, _help in GROUPS.items():
     app.command(f"calotype.cli.{_name}:app", name=_name, help=_help)
 for _name, _help in SINGLES.items():
     app.command(f"calotype.cli.{_name}:{_name}", name=_name, help=_help)
+app.command(
+    "calotype.cli.report:verify_report",
+    name="verify-report",
+    help="Check a signed evidence report, and the disks that it is about, anywhere.",
+)
 
 
 def main() -> None:

@@ -22,9 +22,16 @@ app = App(name="image", help=GROUPS["image"])
 app.command("calotype.cli.diff:diff", name="diff", help="Compare two images, without booting.")
 app.command("calotype.cli.diff:sbom", name="sbom", help="The software in an image (CycloneDX).")
 app.command("calotype.cli.capture:image_capture", name="capture", help="Make an image of a VM.")
-app.command("calotype.cli.boottest:image_test", name="test", help="Start two clones; promote the image.")
+app.command(
+    "calotype.cli.boottest:image_test", name="test", help="Start two clones; promote the image."
+)
 app.command(
     "calotype.cli.verify:verify", name="verify", help="Look into an image's disks, and judge."
+)
+app.command(
+    "calotype.cli.report:image_report",
+    name="report",
+    help="Show what was proved; write it as a page.",
 )
 
 _KINDS = {"OSImage": "OS image", "VMImage": "VM image"}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from calotype import __version__
-from calotype.catalog.audit import current_actor
+from calotype.catalog.audit import Head, current_actor
 from calotype.disk.content import content_digests
 from calotype.disk.durable import fsync_directory, write_private
 from calotype.engine import statement as form
@@ -158,6 +158,26 @@ def find_evidence(context: Context, image: Image) -> Report | None:
             hint=f"calotype image verify {image.name} makes a new one when {path} is removed",
         )
     return Report(statement, signed.keys[0].id, path)
+
+
+def audit_head(context: Context, path: Path) -> Head:
+    """The newest entry of the audit when a report (of this installation) was signed.
+
+    Raises:
+        ReportRefused: it was changed, or no key that is trusted here signed it.
+        InvalidInput: it is no report, or was made before anything was recorded.
+    """
+    from calotype.engine.signing import open_envelope  # noqa: PLC0415 (0.1 s that others do without)
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"cannot read '{path}': {error.strerror}") from error
+    signed = open_envelope(data, form.PAYLOAD, _keys(context).known())
+    noted = form.decode(signed.payload).predicate.audit
+    if noted is None:
+        raise InvalidInput("the report was made before anything was recorded in the audit")
+    return Head(noted.number, noted.digest)
 
 
 def _beside(target: Path) -> Path:
