@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from calotype.disk.base import Disk
 from calotype.disk.layout import MappedDisk
@@ -19,7 +20,7 @@ from calotype.guest import tools
 from calotype.guest.guest import Action, Edit, Guest
 from calotype.guest.inspect import Inspection, inspect_guest
 from calotype.guest.locate import DiskMap, Filesystem, Partition, find_root, survey
-from calotype.guest.offline import OfflineGuest, offline, zero
+from calotype.guest.offline import offline, zero
 from calotype.guest.secrets import Secret, secrets
 from calotype.guest.steps import SysprepStep, select
 from calotype.guest.steps.step import KNOWN
@@ -92,10 +93,10 @@ def generalize(
         with progress.phase("checking the file system", None):
             tools.repair(path)
         with offline(path) as guest:
-            before = _suitable(guest, found)
+            before = suitable(guest, found)
             chosen = select(before.distribution, enable=enable, disable=disable)
-            steps = _perform(guest, chosen, progress, dry_run=dry_run)
-            notes = _notes(before)
+            steps = perform_and_check(guest, chosen, progress, dry_run=dry_run)
+            notes = preferences(before)
             kept = tuple(secrets(guest))
         wiped, state = (0, "not changed") if dry_run else _finish(view, root, path, progress)
     if not dry_run:
@@ -112,8 +113,17 @@ def generalize(
     )
 
 
-def _suitable(guest: Guest, found: DiskMap) -> Inspection:
-    """What stands on the disk, if it is one that the steps know."""
+def suitable(guest: Guest, found: DiskMap, reached: Collection[str] = ("/",)) -> Inspection:
+    """What stands on the disk, if it is one that the steps know.
+
+    Args:
+        guest: the guest.
+        found: the map of its disk.
+        reached: the mount points whose file systems are in ``guest``.
+
+    Raises:
+        GuestError: it is another one, or the steps would not reach all of it.
+    """
     before = inspect_guest(guest, found)
     name = before.os_name or "this operating system"
     if not before.distribution & KNOWN:
@@ -121,7 +131,9 @@ def _suitable(guest: Guest, found: DiskMap) -> Inspection:
             f"{name} cannot be generalized yet",
             hint="generalize it in the VM and capture it with --os-state Generalized",
         )
-    apart = [p for p, device in before.mounts if p in _NEEDED and device not in _DISKLESS]
+    apart = [
+        p for p, device in before.mounts if p in _NEEDED - {*reached} and device not in _DISKLESS
+    ]
     if apart:
         raise GuestError(
             f"{', '.join(apart)} is on a file system of its own, which the steps would not reach",
@@ -130,8 +142,16 @@ def _suitable(guest: Guest, found: DiskMap) -> Inspection:
     return before
 
 
-def _perform(
-    guest: OfflineGuest, chosen: list[SysprepStep], progress: Progress, *, dry_run: bool
+class Flushed(Guest, Protocol):
+    """A guest whose changes wait for a flush."""
+
+    def flush(self) -> None:
+        """Carry them out; what is read next is read anew."""
+        ...
+
+
+def perform_and_check(
+    guest: Flushed, chosen: list[SysprepStep], progress: Progress, *, dry_run: bool
 ) -> list[StepReport]:
     """Perform all steps, then check all: a later step may bring back what an earlier one removed."""
     target: Guest = _Rehearsal(guest) if dry_run else guest
@@ -188,7 +208,7 @@ def _blank(view: WritableView, partition: Partition) -> None:
             os.close(fd)
 
 
-def _notes(before: Inspection) -> tuple[str, ...]:
+def preferences(before: Inspection) -> tuple[str, ...]:
     """Preferences of a person, which stay."""
     zone = before.time_zone
     return (f"the time zone stays {zone}",) if zone not in ("", "UTC", "Etc/UTC") else ()
@@ -202,7 +222,7 @@ def _disk(path: Path) -> Disk:
 class _Rehearsal:
     """A guest on which changes are noted and not made."""
 
-    def __init__(self, guest: OfflineGuest) -> None:
+    def __init__(self, guest: Guest) -> None:
         self._guest = guest
         self.edits: list[Edit] = []
         self.stat = guest.stat
