@@ -8,13 +8,18 @@ from calotype.disk.base import Disk
 from calotype.errors import GuestError
 from calotype.guest.accounts import PEOPLE, accounts, rows
 from calotype.guest.guest import Tree, glob, lines, text
-from calotype.guest.locate import BIOS_BOOT, ESP, DiskMap, Filesystem, find_root, survey
+from calotype.guest.locate import BIOS_BOOT, ESP, DiskMap, find_root, survey
 from calotype.model import Architecture, Generation, OsState, OsType
 
 _ELF = {62: Architecture.X64, 183: Architecture.ARM64}
 _SHELLS = ("/bin/sh", "/usr/bin/sh", "/bin/bash", "/bin/busybox", "/sbin/init")
+_SYSTEMD = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
+#: Directories that the steps look into.
+_NEEDED = {"/etc", "/home", "/root", "/tmp", "/usr"}
+_NEEDED |= {"/var", "/var/lib", "/var/log", "/var/mail", "/var/spool", "/var/tmp"}
+#: What is mounted without a disk.
+_DISKLESS = {"none", "tmpfs", "proc", "overlay"}
 _SSH_SERVERS = ("/usr/sbin/sshd", "/usr/sbin/dropbear", "/usr/local/sbin/sshd", "/sbin/sshd")
-_WINDOWS = {Filesystem.NTFS, Filesystem.BITLOCKER}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +48,7 @@ class Inspection:
     waagent: bool = False
     guest_agent: bool = False
     has_ssh_server: bool = False
+    systemd: bool = False
     packages: int = 0
     kernels: tuple[str, ...] = ()
     mounts: tuple[tuple[str, str], ...] = ()
@@ -57,6 +63,11 @@ class Inspection:
         """The identifiers of the distribution and of those that it is like."""
         return frozenset(filter(None, (self.os_id, *self.os_like)))
 
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Directories that the steps look into, and that are file systems of their own."""
+        return tuple(p for p, device in self.mounts if p in _NEEDED and device not in _DISKLESS)
+
 
 def inspect(disk: Disk) -> Inspection:
     """Look into an OS disk; what cannot be looked into is noted, and never an error."""
@@ -64,9 +75,13 @@ def inspect(disk: Disk) -> Inspection:
     try:
         _, guest = find_root(disk, found)
     except GuestError as error:
-        windows = any(p.filesystem in _WINDOWS for p in found.partitions)
+        # Loaded where no Linux is; and it uses what stands here.
+        from calotype.guest.windows import prove_windows_disk  # noqa: PLC0415
+
+        windows = prove_windows_disk(disk, found)
+        if windows is not None:
+            return windows.seen
         return Inspection(
-            os_type=OsType.WINDOWS if windows else None,
             generations=generations(found),
             notes=(error.message,),
         )
@@ -100,6 +115,7 @@ def inspect_guest(guest: Tree, found: DiskMap, *, stale: bool = False) -> Inspec
         waagent=guest.stat("/usr/sbin/waagent") is not None,
         guest_agent=guest.stat("/usr/sbin/qemu-ga") is not None,
         has_ssh_server=any(guest.stat(p) is not None for p in _SSH_SERVERS),
+        systemd=any(guest.stat(p) is not None for p in _SYSTEMD),
         packages=_packages(guest),
         kernels=tuple(path.removeprefix("/boot/vmlinuz-") for path in _kernels(guest)),
         mounts=tuple(_mounts(guest)),

@@ -4,20 +4,24 @@ Nobody's word goes in: not the user's, not what :func:`~calotype.guest.generaliz
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from calotype.disk.base import Disk
+from calotype.disk.base import Disk, read
 from calotype.errors import GuestError
 from calotype.guest.guest import Tree
 from calotype.guest.inspect import Inspection, inspect, inspect_guest
-from calotype.guest.locate import DiskMap, find_root, survey
+from calotype.guest.locate import DiskMap, Filesystem, Partition, find_root, survey
 from calotype.guest.secrets import Secret, secrets
 from calotype.guest.steps import STEPS, SysprepStep
-from calotype.guest.steps.step import Concern, concerned
+from calotype.guest.steps.step import KNOWN, Concern, concerned
+from calotype.guest.steps.swap_files import PAGE
 from calotype.model import OsState, Verdict
 
-#: Who has all of these is one machine; who has some of them is half-generalized.
-_CORE = {"machine-id", "ssh-host-keys"}
+#: What every machine has of its own; who has only some of it is half-generalized.
+_MACHINE_ID, _HOST_KEYS = "machine-id", "ssh-host-keys"
+_PIECE = 1 << 20  # bytes read at once
+_NOTHING = "nothing of one machine or person is on it"
+_OUTDATED = "the journal of its file system was not replayed: the newest changes are not seen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +51,16 @@ class Proof:
         return tuple(f for f in self.findings if f.concern in concerns)
 
     def contradicts(self, declared: OsState) -> tuple[str, ...]:
-        """Why the disk is not in the state that somebody says; empty when it may be."""
+        """Why the disk is not in the state that somebody says; empty when it may be.
+
+        Traces never contradict, and neither does what could not be looked into. A disk whose journal was
+        not replayed may be one machine all the same: that it seems to be none is no evidence.
+        """
         if declared is OsState.GENERALIZED:
             wrong = self.verdict in (Verdict.SPECIALIZED, Verdict.MIXED)
             return self.reasons if wrong else ()
-        return ("nothing of one machine is on it",) if self.verdict is Verdict.GENERALIZED else ()
+        sure = self.verdict is Verdict.GENERALIZED and not self.seen.stale
+        return (_NOTHING,) if sure else ()
 
 
 def prove_disk(disk: Disk) -> Proof:
@@ -70,13 +79,53 @@ def prove_disk(disk: Disk) -> Proof:
         reason = "the disk holds a Linux and a Windows"
         return Proof(verdict=Verdict.UNKNOWN, reasons=(reason,), seen=windows.seen)
     try:
-        return prove(tree, found, stale=tree.fs.needs_recovery)
+        proof = prove(tree, found, stale=tree.fs.needs_recovery)
     except GuestError as error:
         return Proof(verdict=Verdict.UNKNOWN, reasons=(error.message,), seen=inspect(disk))
+    return _with_swap(_unless_apart(proof), disk, found)
+
+
+def _unless_apart(proof: Proof) -> Proof:
+    """Nothing is called general of which a part was not looked into."""
+    apart = proof.seen.apart
+    if not apart or proof.verdict is not Verdict.GENERALIZED:
+        return proof
+    reason = f"{', '.join(apart)} is on a file system of its own, which was not looked into"
+    return replace(proof, verdict=Verdict.UNKNOWN, reasons=(reason,))
+
+
+def _with_swap(proof: Proof, disk: Disk, found: DiskMap) -> Proof:
+    """The proof with what was swapped out to partitions, which no tree of files shows."""
+    full = [
+        p for p in found.partitions if p.filesystem is Filesystem.SWAP and not _is_blank(disk, p)
+    ]
+    if not full:
+        return proof
+    left = tuple(f"swap partition {partition.number} holds swapped pages" for partition in full)
+    step = next(step for step in STEPS if step.name == "swap-files")
+    before = [f for f in proof.findings if f.step != step.name]
+    left = sum((f.left for f in proof.findings if f.step == step.name), left)
+    finding = Finding(step.name, step.heading, step.concern, left)
+    return replace(proof, findings=(*before, finding))
+
+
+def _is_blank(disk: Disk, partition: Partition) -> bool:
+    """Whether a swap partition is zero but for its first page."""
+    begin, end = partition.offset + PAGE, partition.offset + partition.size
+    for extent in disk.extents():
+        first, last = max(begin, extent.offset), min(end, extent.offset + extent.length)
+        for at in range(first, last if not extent.zero else first, _PIECE):
+            if any(read(disk, at, min(_PIECE, last - at))):
+                return False
+    return True
 
 
 def prove(tree: Tree, found: DiskMap, *, stale: bool = False) -> Proof:
-    """Check a guest's tree of files; ``found`` is the map of the disk that it is on."""
+    """Check a guest's tree of files; ``found`` is the map of the disk that it is on.
+
+    Raises:
+        GuestError: the tree cannot be read to its end.
+    """
     seen = inspect_guest(tree, found, stale=stale)
     steps = [step for step in concerned(STEPS, seen.distribution) if step.default]
     findings = tuple(_findings(tree, steps))
@@ -88,7 +137,15 @@ def prove(tree: Tree, found: DiskMap, *, stale: bool = False) -> Proof:
         checked=tuple(step.name for step in steps),
         findings=findings,
         secrets=tuple(secrets(tree)),
+        notes=(*((_OUTDATED,) if stale else ()), *preferences(seen)),
     )
+
+
+def preferences(seen: Inspection) -> tuple[str, ...]:
+    """What a person preferred, which stays."""
+    zone = seen.time_zone
+    generic = zone in ("", "UTC", "Etc/UTC", "Universal", "Etc/Universal")
+    return () if generic else (f"the time zone stays {zone}",)
 
 
 def _findings(tree: Tree, steps: Collection[SysprepStep]) -> list[Finding]:
@@ -97,11 +154,25 @@ def _findings(tree: Tree, steps: Collection[SysprepStep]) -> list[Finding]:
 
 
 def judge(seen: Inspection, findings: Collection[Finding]) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict that the findings bear, and the reasons for it."""
-    grave = [f for f in findings if f.concern is not Concern.TRACE]
+    """The verdict that the findings bear, and the reasons for it.
+
+    Identity and credentials count, traces do not. What has all that a machine has of its own (a
+    machine-id and host keys, as far as its system makes them, and more) is one machine; what has some of
+    it is neither one machine nor general.
+    """
+    grave = {f.step: f for f in findings if f.concern is not Concern.TRACE}
+    if not grave and not seen.distribution & KNOWN:
+        name = seen.os_name or "this operating system"
+        return Verdict.UNKNOWN, (f"{name} is not known well enough to be called general",)
     if not grave:
         return Verdict.GENERALIZED, ()
-    reasons = tuple(f"{finding.step}: {finding.left[0]}" for finding in grave)
-    core = {finding.step for finding in grave} & _CORE
-    whole = core == _CORE or ("machine-id" in core and not seen.has_ssh_server)
-    return (Verdict.SPECIALIZED if whole else Verdict.MIXED), reasons
+    wanted = {_MACHINE_ID} if seen.systemd else set()
+    wanted |= {_HOST_KEYS} if seen.has_ssh_server else set()
+    whole = bool(wanted) and wanted <= grave.keys() and len(grave) > 1
+    verdict = Verdict.SPECIALIZED if whole else Verdict.MIXED
+    return verdict, tuple(_reason(finding) for finding in grave.values())
+
+
+def _reason(finding: Finding) -> str:
+    more = len(finding.left) - 1
+    return f"{finding.step}: {finding.left[0]}" + (f" (and {more} more)" if more else "")

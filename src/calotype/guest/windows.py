@@ -1,0 +1,167 @@
+"""The proof of a Windows disk, from its hives and logs, without Windows.
+
+What the disk says is gathered (:mod:`~calotype.guest.windows_facts`), checked
+(:mod:`~calotype.guest.windows_checks`) and judged (:mod:`~calotype.guest.windows_state`).
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from calotype.disk.base import Disk
+from calotype.errors import GuestError
+from calotype.guest.guest import glob
+from calotype.guest.inspect import Inspection, generations
+from calotype.guest.locate import DiskMap, Filesystem
+from calotype.guest.ntfs_tree import NtfsTree
+from calotype.guest.proof import Proof
+from calotype.guest.secrets import Secret
+from calotype.guest.windows_checks import CHECKS, findings
+from calotype.guest.windows_facts import Facts, gather
+from calotype.guest.windows_log import ERROR_LOG, explain, printable
+from calotype.guest.windows_roles import HYPER_V
+from calotype.guest.windows_state import SYSPREP, Judgement, judge
+from calotype.model import Architecture, OsState, OsType, Verdict
+
+_OS_STATES = {Verdict.GENERALIZED: OsState.GENERALIZED, Verdict.UNKNOWN: None}
+_ARCHITECTURES = {"AMD64": Architecture.X64, "ARM64": Architecture.ARM64}
+_SECRETS = (
+    ("SSH private key", "/Users/*/.ssh/id_*"),
+    ("cloud or service credentials", "/Users/*/.aws/credentials"),
+    ("cloud or service credentials", "/Users/*/.azure/msal_token_cache*"),
+    ("Kubernetes configuration", "/Users/*/.kube/config"),
+    ("Docker credentials", "/Users/*/.docker/config.json"),
+    ("Git password", "/Users/*/.git-credentials"),
+    ("private key", "/Users/*/*.pfx"),
+    (
+        "PowerShell history",
+        "/Users/*/AppData/Roaming/Microsoft/Windows/PowerShell/PSReadLine/*.txt",
+    ),
+)
+_MAX_SECRETS = 1000
+
+
+def open_windows(disk: Disk, found: DiskMap) -> NtfsTree | None:
+    """The tree of the Windows installation on a disk; None where there is none.
+
+    Raises:
+        GuestError: there are several, or an NTFS file system that may hold one cannot be read.
+    """
+    trees = []
+    problems = []
+    for partition in found.partitions:
+        if partition.filesystem is not Filesystem.NTFS:
+            continue
+        try:
+            tree = NtfsTree.on_disk(disk, partition.offset, partition.size)
+            config = tree.stat("/Windows/System32/config")
+        except GuestError as error:
+            problems.append(f"partition {partition.number}: {error.message}")
+            continue
+        if config is not None and config.is_dir:
+            trees.append(tree)
+    if len(trees) > 1:
+        raise GuestError("several partitions hold a Windows")
+    if not trees and problems:
+        raise GuestError("; ".join(problems))
+    return trees[0] if trees else None
+
+
+def prove_windows_disk(disk: Disk, found: DiskMap) -> Proof | None:
+    """Prove a disk that holds a Windows; None where nothing speaks for one. Never an error."""
+    try:
+        tree = open_windows(disk, found)
+        if tree is not None:
+            return prove_windows(tree, found)
+        reason = ""
+    except GuestError as error:
+        reason = f"the Windows on it cannot be looked into: {error.message}"
+    if any(p.filesystem is Filesystem.BITLOCKER for p in found.partitions):
+        reason = (
+            "a volume is encrypted with BitLocker and cannot be looked into; "
+            "cure: manage-bde -off C:, wait until it is decrypted, run " + SYSPREP
+        )
+    if not reason:
+        return None
+    seen = Inspection(os_type=OsType.WINDOWS, generations=generations(found), notes=(reason,))
+    return Proof(verdict=Verdict.UNKNOWN, reasons=(reason,), seen=seen)
+
+
+def prove_windows(tree: NtfsTree, found: DiskMap) -> Proof:
+    """Judge an installation of Windows; ``found`` is the map of the disk that it is on."""
+    facts = gather(tree)
+    left = findings(facts)
+    judged = judge(facts, left)
+    return Proof(
+        verdict=judged.verdict,
+        reasons=judged.reasons,
+        seen=_inspection(facts, found, judged),
+        checked=tuple(check.name for check in CHECKS),
+        findings=left,
+        secrets=_secrets(tree),
+        notes=tuple(_notes(facts, judged.verdict)),
+    )
+
+
+def inspect_windows(tree: NtfsTree, found: DiskMap) -> Inspection:
+    """Look into an installation of Windows."""
+    return prove_windows(tree, found).seen
+
+
+def _secrets(tree: NtfsTree) -> tuple[Secret, ...]:
+    """What looks like a secret of somebody, by path."""
+    found: dict[str, str] = {}
+    with suppress(GuestError):  # as much as can be listed
+        for kind, pattern in _SECRETS:
+            for path in glob(tree, pattern):
+                found.setdefault(printable(path), kind)
+                if len(found) >= _MAX_SECRETS:
+                    break
+    return tuple(Secret(kind, path) for path, kind in sorted(found.items()))
+
+
+def _notes(facts: Facts, verdict: Verdict) -> Iterator[str]:
+    """What does not bear on the verdict: why Sysprep would fail or did, and what it leaves behind."""
+    yield from facts.notes
+    general = verdict is Verdict.GENERALIZED
+    if general and not facts.succeeded:
+        yield "Sysprep_succeeded.tag is missing"
+    if not general and facts.error_line:
+        cause = explain(facts.error_line)
+        meaning = f" ({cause.meaning}; cure: {cause.cure})" if cause else ""
+        yield f"{ERROR_LOG}: {facts.error_line}{meaning}"
+    for role in facts.roles:
+        if not role.is_supported(facts.build) and not role.identity:
+            yield f"{role.name}: Sysprep does not support it; cure: {role.cure}"
+        elif role is HYPER_V:
+            yield f"{role.name}: {role.cure}"
+    if facts.domain:
+        yield f"its DNS domain is {facts.domain}; Sysprep takes a computer out of its domain"
+    yield from (f"{what}; cure: restart it before Sysprep" for what in facts.pending)
+    if facts.upgraded:
+        yield "it was upgraded from an older Windows: Sysprep generalizes clean installations only"
+    if facts.cdrom not in (None, 1):
+        yield f"the service cdrom has Start={facts.cdrom}: Azure's provisioning needs 1"
+
+
+def _inspection(facts: Facts, found: DiskMap, judged: Judgement) -> Inspection:
+    state = _OS_STATES.get(judged.verdict, OsState.SPECIALIZED)
+    return Inspection(
+        os_type=OsType.WINDOWS,
+        os_id="windows",
+        os_name=facts.product,
+        os_version=facts.version,
+        hostname=facts.hostname,
+        architecture=_ARCHITECTURES.get(facts.architecture),
+        generations=generations(found),
+        users=facts.users,
+        host_keys=facts.host_keys,
+        cloud_init="cloudbase-init" in facts.services,
+        waagent="windowsazureguestagent" in facts.services,
+        guest_agent="qemu-ga" in facts.services,
+        has_ssh_server="sshd" in facts.services,
+        time_zone=facts.time_zone,
+        os_state=state,
+        evidence=judged.reasons if state is OsState.SPECIALIZED else (),
+        stale=bool(facts.problems),
+        notes=facts.problems,
+    )
