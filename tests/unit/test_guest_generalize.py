@@ -99,7 +99,7 @@ LEAVINGS: dict[str, str] = {
     "/var/backups/shadow.bak": gone("backup-shadow"),
     "/etc/subuid": "alice:100000:65536\n" + gone("subuid") + ":200000:65536\n",
     "/etc/security/opasswd": gone("opasswd"),
-    "/var/cache/debconf/passwords.dat": gone("debconf"),
+    "/var/cache/debconf/passwords.dat": f"Name: a/b\nValue: {gone('debconf')}\n",
     "/etc/sudoers.d/90-cloud-init-users": gone("sudoers"),
     "/etc/sudoers": f"root ALL=(ALL) ALL\nalice ALL=(ALL) NOPASSWD: {gone('sudo-rule')}\n",
     "/root/.ssh/authorized_keys": gone("root-authorized"),

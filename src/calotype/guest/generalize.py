@@ -21,18 +21,13 @@ from calotype.guest.guest import Action, Edit, Guest
 from calotype.guest.inspect import Inspection, inspect_guest
 from calotype.guest.locate import DiskMap, Filesystem, Partition, find_root, survey
 from calotype.guest.offline import offline, zero
+from calotype.guest.proof import preferences
 from calotype.guest.secrets import Secret, secrets
 from calotype.guest.steps import SysprepStep, select
 from calotype.guest.steps.step import KNOWN
 from calotype.guest.steps.swap_files import PAGE
 from calotype.guest.wipe import data_runs, wipe
 from calotype.progress import SILENT, Progress
-
-#: Directories that the steps look into: they must be on the root file system.
-_NEEDED = {"/etc", "/home", "/root", "/tmp", "/usr"}
-_NEEDED |= {"/var", "/var/lib", "/var/log", "/var/mail", "/var/spool", "/var/tmp"}
-#: What is mounted without a disk.
-_DISKLESS = {"none", "tmpfs", "proc", "overlay"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +126,7 @@ def suitable(guest: Guest, found: DiskMap, reached: Collection[str] = ("/",)) ->
             f"{name} cannot be generalized yet",
             hint="generalize it in the VM and capture it with --os-state Generalized",
         )
-    apart = [
-        p for p, device in before.mounts if p in _NEEDED - {*reached} and device not in _DISKLESS
-    ]
+    apart = [path for path in before.apart if path not in reached]
     if apart:
         raise GuestError(
             f"{', '.join(apart)} is on a file system of its own, which the steps would not reach",
@@ -206,12 +199,6 @@ def _blank(view: WritableView, partition: Partition) -> None:
         finally:
             os.close(holes)
             os.close(fd)
-
-
-def preferences(before: Inspection) -> tuple[str, ...]:
-    """Preferences of a person, which stay."""
-    zone = before.time_zone
-    return (f"the time zone stays {zone}",) if zone not in ("", "UTC", "Etc/UTC") else ()
 
 
 def _disk(path: Path) -> Disk:

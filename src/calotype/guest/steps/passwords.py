@@ -1,12 +1,16 @@
 """Passwords of the accounts that stay, root's first: locked."""
 
+import re
+
 from calotype.guest.accounts import edit_rows, rebuild, rows
-from calotype.guest.guest import Guest, Tree
+from calotype.guest.guest import Guest, Tree, lines
 from calotype.guest.steps.step import Concern, SysprepStep
 
 _FILES = ("/etc/passwd", "/etc/shadow", "/etc/gshadow", "/etc/master.passwd")
 #: Files that keep passwords of old, each emptied.
 _STORES = ("/etc/security/opasswd", "/var/cache/debconf/passwords.dat")
+
+_ANSWER = re.compile(r"Value: *\S.*")  # debconf lists its questions even where nobody answered
 
 
 def perform(guest: Guest) -> None:
@@ -27,7 +31,10 @@ def check(guest: Tree) -> list[str]:
         for row in rows(guest, path)
         if _opens(row)
     ]
-    return left + [f"{path} is not empty" for path in _STORES if guest.read(path, 1)]
+    if guest.read(_STORES[0], 1):
+        left.append(f"{_STORES[0]} is not empty")
+    answers = [line for line in lines(guest, _STORES[1]) if _ANSWER.fullmatch(line)]
+    return left + [f"{_STORES[1]} has an answer" for _ in answers[:1]]
 
 
 def _opens(row: list[str]) -> bool:
