@@ -16,7 +16,7 @@ from calotype.disk.base import Disk
 from calotype.progress import SILENT, Progress
 
 #: A disk that is larger has no SHA-256 in our reports: it would take long, however empty the disk is.
-SHA256_LIMIT = 32 << 30
+SHA256_LIMIT = 16 << 30
 SHA256 = "sha256"
 BLAKE3 = "blake3"
 
@@ -54,7 +54,8 @@ def content_digests(
     size = disk.size if size is None else size
     chosen = digest_kinds(size) if kinds is None else kinds
     hashes: dict[str, _Hash] = {
-        kind: hashlib.sha256() if kind == SHA256 else blake3() for kind in sorted(chosen)
+        kind: hashlib.sha256() if kind == SHA256 else blake3(max_threads=blake3.AUTO)
+        for kind in sorted(chosen)
     }
     with (
         ThreadPoolExecutor(1) as reader,

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,6 +119,7 @@ def _environment() -> Environment:
     )
     environment.filters["size"] = human_size
     environment.filters["seconds"] = _seconds
+    environment.filters["moment"] = _moment
     environment.filters["state"] = _state
     return environment
 
@@ -129,6 +131,14 @@ def _shown(value: Any) -> Any:
 
 def _seconds(milliseconds: int | None) -> str:
     return "" if milliseconds is None else f"{milliseconds / 1000:.0f} s"
+
+
+def _moment(text: str) -> str:
+    """``2026-11-23T09:41:07Z`` for people; what is no time stays as it is."""
+    try:
+        return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return text
 
 
 def _state(passed: bool | None) -> str:
