@@ -89,7 +89,10 @@ class ExtGuest:
         return True
 
     def _content(self, path: str, keep: int) -> Iterator[tuple[int, int]]:
-        """(offset, length) in the file system of a file's blocks from byte ``keep`` on."""
+        """(offset, length) in the file system of a file's blocks from byte ``keep`` on.
+
+        Unwritten ones too: the kernel swaps past the file system, which takes them for unwritten still.
+        """
         place = self._resolve(path, follow=True)
         inode = self._inode(place.inode) if place is not None and place.inode is not None else None
         if inode is None or not stat.S_ISREG(inode.mode):
@@ -97,7 +100,7 @@ class ExtGuest:
         block = self.fs.block
         for run in self.fs.runs(inode):
             skip = max(0, keep - run.logical * block)
-            if run.written and skip < run.blocks * block:
+            if skip < run.blocks * block:
                 yield run.physical * block + skip, run.blocks * block - skip
 
     def _resolve(self, path: str, *, follow: bool) -> _Place | None:

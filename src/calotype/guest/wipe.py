@@ -1,7 +1,8 @@
 """Overwrites what a file system has forgotten but not erased.
 
 Deleted files live on in free blocks, deleted names and short links in free inodes, and copies of all
-metadata in the journal. (Names in the slack of directories go when e2fsck writes those anew.)
+metadata in the journal; what a deleted file left may stand in blocks that another one was promised and never
+wrote. (Names in the slack of directories go when e2fsck writes those anew.)
 """
 
 import errno
@@ -15,6 +16,7 @@ from calotype.errors import GuestError
 from calotype.guest.ext4 import Ext4
 from calotype.guest.offline import zero
 from calotype.guest.tools import on_file
+from calotype.guest.unwritten import unwritten
 
 _GROUP = re.compile(rb"^Group (\d+):")
 _TABLE = re.compile(rb"Inode table at (\d+)-\d+")
@@ -24,7 +26,7 @@ _JOURNAL_MAGIC = 0xC03B3998
 
 
 def wipe(path: Path, disk: Path, offset: int) -> int:
-    """Zero the free blocks, the free inodes and the journal of a clean file system.
+    """Zero what a clean file system has free (blocks and inodes) or never written, and its journal.
 
     Args:
         path: a file that holds one ext4 file system, checked and not in use.
@@ -49,9 +51,7 @@ def wipe(path: Path, disk: Path, offset: int) -> int:
         if fs.needs_recovery:
             raise GuestError("the file system's journal was not replayed")
         wiped = 0
-        for start, length in [*_free(fs, listing.stdout), *_journal(fs, fd)]:
-            if start < fs.block or start + length > fs.blocks * fs.block:
-                raise GuestError("the guest's file system lists free space outside itself")
+        for start, length in forgotten(fs, listing.stdout):
             for at, count in data_runs(holes, offset + start, offset + start + length):
                 zero(fd, at - offset, count)
                 wiped += count
@@ -62,7 +62,25 @@ def wipe(path: Path, disk: Path, offset: int) -> int:
         os.close(fd)
 
 
-def _free(fs: Ext4, listing: bytes) -> Iterator[tuple[int, int]]:
+def forgotten(fs: Ext4, listing: bytes, *, blocks: bool = True) -> list[tuple[int, int]]:
+    """(offset, length) in a clean file system of what it does not need.
+
+    Args:
+        fs: the file system.
+        listing: what dumpe2fs says of it.
+        blocks: free blocks too, besides free inodes and the journal.
+
+    Raises:
+        GuestError: the file system's own account of itself makes no sense.
+    """
+    found = [*_free(fs, listing, blocks=blocks), *unwritten(fs), *_journal(fs)]
+    for start, length in found:
+        if start < fs.block or start + length > fs.blocks * fs.block:
+            raise GuestError("the guest's file system lists free space outside itself")
+    return found
+
+
+def _free(fs: Ext4, listing: bytes, *, blocks: bool) -> Iterator[tuple[int, int]]:
     """(offset, length) of the free blocks and of the free inodes, from dumpe2fs' listing."""
     group = table = -1
     for line in listing.splitlines():
@@ -71,7 +89,7 @@ def _free(fs: Ext4, listing: bytes) -> Iterator[tuple[int, int]]:
             table = -1
         elif found := _TABLE.search(line):
             table = int(found[1])
-        elif found := _FREE_BLOCKS.match(line):
+        elif blocks and (found := _FREE_BLOCKS.match(line)):
             for first, last in _ranges(found[1]):
                 yield first * fs.block, (last - first + 1) * fs.block
         elif found := _FREE_INODES.match(line):
@@ -89,14 +107,14 @@ def _ranges(text: bytes) -> Iterator[tuple[int, int]]:
         yield int(first), int(last or first)
 
 
-def _journal(fs: Ext4, fd: int) -> Iterator[tuple[int, int]]:
+def _journal(fs: Ext4) -> Iterator[tuple[int, int]]:
     """(offset, length) of the journal's blocks but the first, which says that it is empty."""
     if not fs.has_journal or not fs.journal_inode:
         return
     runs = list(fs.runs(fs.inode(fs.journal_inode)))
     if not runs or runs[0].logical != 0:
         raise GuestError("the guest's journal makes no sense")
-    head = os.pread(fd, 32, runs[0].physical * fs.block)
+    head = fs.read_at(runs[0].physical * fs.block, 32)
     magic, start = struct.unpack(">I24xI", head)
     if magic != _JOURNAL_MAGIC or start != 0:
         raise GuestError("the guest's journal is not empty")

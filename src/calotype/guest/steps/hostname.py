@@ -105,7 +105,8 @@ def _hosts_line(line: str, old: set[str], ours: set[str]) -> str | None:
     body, sign, comment = line.partition("#")
     address, *names = body.split() or [""]
     wanted = ours if _is_loopback(address) else None
-    stay = [n for n in names if n not in old and (wanted is None or n in wanted)]
+    gone = {n for n in names if n in old or n.partition(".")[0] in old}
+    stay = [n for n in names if n not in gone and (wanted is None or n in wanted)]
     if stay == names:
         return line
     if not stay:
