@@ -235,6 +235,26 @@ class WritableView:
             self._part_open = False
         daemon.withdraw("part")
 
+    @contextlib.contextmanager
+    def served(self) -> Iterator["NbdSource"]:
+        """The whole disk, writable, by NBD; only the user who runs this process can connect.
+
+        What clients wrote shows in ``path`` when it is opened again.
+
+        Raises:
+            InvalidInput: a part of the view is open, or it is served already.
+        """
+        if self._part_open:
+            raise InvalidInput("a part of this view is open")
+        daemon = self._running
+        self._part_open = True
+        try:
+            daemon.serve("disk")
+            yield NbdSource(self._room / "nbd", "disk")
+        finally:
+            self._part_open = False
+        daemon.unserve("disk")
+
     def finish(self) -> None:
         """End the daemon; everything written is in the overlay file then."""
         if self._daemon is not None:
@@ -333,6 +353,20 @@ class _Daemon:
         node = {"driver": "raw", "node-name": name, "file": "view"}
         self.execute("blockdev-add", {**node, **part})
         self.execute("block-export-add", _export(name, name, writable=True))
+
+    def serve(self, name: str) -> None:
+        """Serve the view, writable, as the export ``name`` of an NBD server in the room."""
+        (self._room / "nbd").unlink(missing_ok=True)
+        address = {"type": "unix", "data": {"path": "/view/nbd"}}
+        self.execute("nbd-server-start", {"addr": address})
+        export = {"type": "nbd", "id": f"nbd-{name}", "node-name": "view", "name": name}
+        self.execute("block-export-add", {**export, "writable": True})
+
+    def unserve(self, name: str) -> None:
+        """End the NBD server; what its clients wrote stays."""
+        arguments = {"id": f"nbd-{name}", "mode": "hard"}
+        self.execute("block-export-del", arguments, event="BLOCK_EXPORT_DELETED")
+        self.execute("nbd-server-stop")
 
     def withdraw(self, name: str) -> None:
         """Write out what was written to a file of :meth:`export`, and close it."""

@@ -29,7 +29,16 @@ _QUEUE = 4 << 20  # bytes of changes that are carried out together
 _CACHE = 64 << 20  # bytes of content that are remembered
 _PATIENCE = 600.0  # seconds for one call: a slow guest's whole tree
 #: Trees of which all is looked at: listed whole at first sight, those that may be large at last.
-_WHOLE = ("etc", "root", "boot", "usr/bin", "usr/sbin", "usr/local/etc", "var/mail", "var/spool")
+_WHOLE: tuple[str, ...] = (
+    "etc",
+    "root",
+    "boot",
+    "usr/bin",
+    "usr/sbin",
+    "usr/local/etc",
+    "var/mail",
+    "var/spool",
+)
 _WHOLE += ("var/log", "var/cache", "tmp", "var/tmp", "opt", "srv", "home")
 
 _HEAD = b"""PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -482,8 +491,8 @@ class RemoteGuest:
         except TimedOut as error:
             raise GuestError(error.message, hint=error.hint) from error
         if done.status != 0:
-            number = done.stdout.strip()
-            which = queue[int(number)][0] if number.isdigit() and int(number) < len(queue) else None
+            said = done.stdout.strip()
+            which = queue[int(said)][0] if said.isdigit() and int(said) < len(queue) else None
             what = (
                 f"{which.path} could not be {which.action}" if which else "the guest did not change"
             )

@@ -1,0 +1,223 @@
+"""Guests on file systems that we do not read ourselves, and guests that run: behind one shell or another.
+
+An appliance is started for each look or change, and is gone at its end. For looking, it gets the disk by
+NBD, read-only, with a throw-away overlay for what its kernel replays; for changing, the writable view that
+a capture makes.
+"""
+
+import os
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import NamedTuple
+
+from calotype.disk import Disk, overlay
+from calotype.disk.layout import MappedDisk
+from calotype.disk.nbd_server import NbdServer
+from calotype.disk.raw import parse
+from calotype.disk.view import WritableView
+from calotype.disk.window import Window
+from calotype.engine.context import Context
+from calotype.engine.machines import running
+from calotype.errors import GuestError
+from calotype.guest import GeneralizeReport, select, survey
+from calotype.guest.generalize import perform_and_check, suitable
+from calotype.guest.mounts import MountedGuest, devices, mount_guest, unmount_guest
+from calotype.guest.proof import preferences
+from calotype.guest.remote import RemoteGuest
+from calotype.guest.scrub import scrub, snapshots
+from calotype.guest.secrets import secrets
+from calotype.machine import Agent, Completed
+from calotype.machine.appliance import ApplianceMachine, Drive, appliance
+from calotype.machine.channel import connect
+from calotype.progress import SILENT, Progress
+from calotype.recipe.appliance import build_appliance
+
+_OF_DISKS = frozenset(
+    {
+        "ext2",
+        "ext3",
+        "ext4",
+        "xfs",
+        "btrfs",
+        "vfat",
+        "f2fs",
+        "jfs",
+        "reiserfs",
+        "ufs",
+        "zfs",
+        "msdosfs",
+    }
+)
+
+
+@contextmanager
+def appliance_tree(context: Context, source: Disk) -> Iterator[MountedGuest]:
+    """The guest on a disk, to look at; ``source`` stays as it is, and the caller's.
+
+    Raises:
+        GuestError: no operating system was found, or it cannot be mounted.
+        ToolMissing: QEMU is not installed.
+    """
+    with context.operation() as operation, ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        path = operation.directory / "nbd"
+        directory = os.open(operation.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, directory)
+        listener.bind(f"/proc/self/fd/{directory}/nbd")  # a socket's name is at most 107 bytes long
+        listener.listen(1)
+        server = NbdServer(listener, "disk", source)
+        server.start()
+        stack.callback(server.close)
+        scratch = operation.directory / "overlay"
+        overlay.create(scratch, source.size)
+        fd = os.open(scratch, os.O_RDWR | os.O_CLOEXEC)
+        stack.callback(os.close, fd)
+        client = stack.enter_context(connect(path))
+        shell = stack.enter_context(_start(context, Drive(client, "disk", fd)))
+        yield mount_guest(shell, writable=False)
+
+
+@contextmanager
+def appliance_guest(context: Context, view: WritableView) -> Iterator[MountedGuest]:
+    """The guest on a view of a disk, to change; at the block's end all is written and unmounted.
+
+    Raises:
+        GuestError: no operating system was found, or it cannot be mounted or changed.
+        ToolMissing: QEMU is not installed.
+    """
+    with _on_view(context, view) as shell:
+        mounted = mount_guest(shell, writable=True)
+        yield mounted
+        mounted.guest.flush()
+        unmount_guest(shell, mounted)
+
+
+def running_guest(context: Context, vm_name: str) -> RemoteGuest:
+    """The guest of a running VM, behind its agent; what it says is the guest's word.
+
+    Raises:
+        NotAllowed: it does not run.
+        GuestError: it has no agent that answers, or that may run commands.
+    """
+    shell = AgentShell(Agent(running(context, vm_name)))
+    return RemoteGuest(shell, apart=_apart(shell))
+
+
+def generalize_in_appliance(
+    context: Context,
+    view: WritableView,
+    *,
+    enable: Collection[str] = (),
+    disable: Collection[str] = (),
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> GeneralizeReport:
+    """Generalize the OS disk behind a view in an appliance; as :func:`calotype.guest.generalize`.
+
+    All file systems that fstab names are reached; on all of the disk, what was deleted is erased.
+    ``wiped`` in the report is the free space that is zero now.
+
+    Raises:
+        GuestError: the disk has no operating system that can be generalized, is damaged, keeps
+            snapshots, or a check found that something is left.
+        InvalidInput: a step's name is wrong.
+    """
+    window = Window.open(view.path)
+    with closing(MappedDisk(parse(window), window)) as disk:
+        found = survey(disk)
+    with _on_view(context, view) as shell:
+        with progress.phase("starting the appliance", None):
+            _refuse_snapshots(shell)
+            mounted = mount_guest(shell, writable=True)
+        before = suitable(mounted.guest, found, mounted.reached)
+        chosen = select(before.distribution, enable=enable, disable=disable)
+        steps = perform_and_check(mounted.guest, chosen, progress, dry_run=dry_run)
+        kept = tuple(secrets(mounted.guest))
+        mounted.guest.flush()
+        unmount_guest(shell, mounted)
+        wiped, state = 0, "not changed"
+        if not dry_run:
+            with progress.phase("erasing deleted files", None):
+                wiped, state = scrub(shell, mounted.devices)
+    absent = tuple(f"not mounted: {line}" for line in mounted.absent)
+    return GeneralizeReport(
+        before=before,
+        steps=tuple(steps),
+        disabled=tuple(sorted(disable)),
+        secrets=kept,
+        notes=(*preferences(before), *absent),
+        wiped=wiped,
+        filesystem=state,
+        dry_run=dry_run,
+    )
+
+
+class AgentShell:
+    """Scripts in a running guest, by its agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def run(self, script: bytes, stdin: bytes = b"", *, timeout: float = 60.0) -> Completed:
+        """Run a script as root; see :class:`calotype.guest.remote.Shell`."""
+        # Arguments of the agent are text, and names of files are not: all goes in as standard input.
+        take = 'read -r n; s=$(dd bs=1 count="$n" 2> /dev/null); eval "$s"'
+        data = b"%d\n" % len(script) + script + stdin
+        return self._agent.run(["/bin/sh", "-c", take], stdin=data, timeout=timeout)
+
+
+class _Entry(NamedTuple):
+    path: str
+    type: str
+
+
+def _apart(shell: AgentShell) -> list[str]:
+    """Where a running guest has mounted what is no part of its disks."""
+    done = shell.run(b"cat /proc/self/mounts 2> /dev/null || mount -p")
+    if done.status != 0:
+        raise GuestError("the guest does not tell what it has mounted")
+    entries = []
+    for line in done.stdout.decode("utf-8", "surrogateescape").splitlines():
+        fields = line.split()
+        if len(fields) >= 3:
+            entries.append(_Entry(_unescaped(fields[1]), fields[2]))
+    # The last of several on one place is the one that is seen.
+    seen = {entry.path: entry.type for entry in entries}
+    return sorted(path for path, kind in seen.items() if kind not in _OF_DISKS and path != "/")
+
+
+def _unescaped(field: str) -> str:
+    for code, sign in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        field = field.replace(code, sign)
+    return field
+
+
+def _refuse_snapshots(shell: ApplianceMachine) -> None:
+    for device in devices(shell):
+        if device.type == "btrfs":
+            kept = snapshots(shell, device)
+            others = [path for path in kept if path != "@/.snapshots/1/snapshot"]
+            if others:
+                raise GuestError(
+                    f"snapshots keep what is to be removed: {', '.join(others[:5])}",
+                    hint="delete them in the VM (snapper delete, btrfs subvolume delete)",
+                )
+
+
+@contextmanager
+def _on_view(context: Context, view: WritableView) -> Iterator[ApplianceMachine]:
+    with (
+        view.served() as served,
+        connect(served.socket) as client,
+        _start(context, Drive(client, served.export)) as shell,
+    ):
+        yield shell
+
+
+@contextmanager
+def _start(context: Context, drive: Drive) -> Iterator[ApplianceMachine]:
+    built = build_appliance(context.home.recipes, progress=context.progress)
+    accel = context.driver.acceleration().name
+    with appliance(built.kernel, built.initrd, [drive], accel=accel) as machine:
+        yield machine
