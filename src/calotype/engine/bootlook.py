@@ -42,7 +42,7 @@ say boot-id "$(cat /proc/sys/kernel/random/boot_id)"
 say kernel "$(uname -srm)"
 say os "$(. /etc/os-release; echo "$ID ${VERSION_ID:-$VERSION_CODENAME}")"
 if [ -e /var/lib/dpkg/status ]; then
-	say packages "$(grep -c '^Status: install ok installed' /var/lib/dpkg/status)"
+	say packages "$(grep '^Status: install ok installed' /var/lib/dpkg/status | wc -l | grep -v '^0$')"
 elif [ -e /lib/apk/db/installed ]; then
 	say packages "$(grep -c '^P:' /lib/apk/db/installed)"
 elif command -v rpm > /dev/null; then
