@@ -21,10 +21,10 @@ demo: setup ## The main job, end to end: a disk image becomes a fleet of real VM
 	@$(PYTHON) scripts/demo.py
 
 test: lint servers ## Lint, types, import order; unit, contract and VM tests
-	@$(PYTHON) -m pytest tests/unit tests/contract tests/vm
+	@$(PYTHON) -m pytest tests/unit tests/contract tests/windows tests/vm
 
 test-unit: servers ## The tests without guests
-	@$(PYTHON) -m pytest tests/unit tests/contract
+	@$(PYTHON) -m pytest tests/unit tests/contract tests/windows
 
 test-vm: setup ## The tests with real guests
 	@$(PYTHON) -m pytest tests/vm

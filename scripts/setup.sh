@@ -12,7 +12,7 @@ PACKAGES=(
 	# the sandbox
 	bubblewrap util-linux uidmap
 	# tests: file systems to read
-	xfsprogs ntfs-3g
+	xfsprogs ntfs-3g libhivex-bin libwin-hivex-perl
 	# tests: kill -9 at every durable step
 	strace
 	# recipes: images from Debian packages

@@ -43,7 +43,7 @@ class _Writer:
             segments = self.cell(struct.pack(f"<{len(parts)}I", *parts))
             place = self.cell(struct.pack("<2sHI", b"db", len(parts), segments))
         else:
-            place = self.cell(raw)
+            place = self.cell(raw.ljust(128, b"\0"))  # room for another text of its kind
         head = struct.pack("<2sHIIIHH", b"vk", len(encoded), size, place, kind, 1, 0)
         return self.cell(head + encoded)
 

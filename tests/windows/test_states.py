@@ -1,20 +1,23 @@
 """What a Windows disk shows, in every state that Setup documents."""
 
+from typing import Any
+
 import pytest
+from tests.windows import build
+from tests.windows.build import ANSWERS, COMPLETE, ERRORS, GENERAL
 
 from calotype.guest.proof import Proof, prove_disk
 from calotype.guest.steps.step import Concern
+from calotype.guest.windows_roles import ROLES
 from calotype.guest.windows_state import STATES
 from calotype.model import Architecture, OsState, OsType, Verdict
-from tests.windows import build
-from tests.windows.build import ANSWERS, COMPLETE, ERRORS, GENERAL
 
 UNDEPLOYABLE = "IMAGE_STATE_UNDEPLOYABLE"
 AUDIT = "IMAGE_STATE_GENERALIZE_RESEAL_TO_AUDIT"
 SPECIAL = "IMAGE_STATE_SPECIALIZE_RESEAL_TO_OOBE"
 
 
-def proof(*args, **options) -> Proof:
+def proof(*args: Any, **options: Any) -> Proof:
     return prove_disk(build.disk(build.installation(*args, **options)))
 
 
@@ -207,8 +210,6 @@ def test_what_would_stop_sysprep():
 
 
 def test_the_table_of_roles_by_system():
-    from calotype.guest.windows_roles import ROLES
-
     support = {role.name: [role.is_supported(b) for b in (6001, 7600, 20348)] for role in ROLES}
     assert support["DHCP Server"] == [True, False, False]
     assert support["File and Storage Services"] == [False, True, True]

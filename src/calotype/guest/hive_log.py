@@ -21,8 +21,10 @@ _MAX_BINS = 2 << 30  # bytes: the registry's own limit
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a hive, or a log, begins with. ``root`` is the offset of the first key, ``bins`` the cells'
-    size."""
+    """What a hive, or a log, begins with.
+
+    ``root`` is the offset of the first key, ``bins`` the size of all cells.
+    """
 
     first: int
     second: int

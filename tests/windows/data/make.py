@@ -91,8 +91,9 @@ def main() -> None:
         image, mount = Path(scratch, "image"), Path(scratch, "mount")
         with image.open("wb") as file:
             file.truncate(SIZE)
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        subprocess.run(["mkntfs", "-q", "-F", "-s", "512", "-c", "512", image], check=True, **quiet)
+        subprocess.run(
+            ["mkntfs", "-q", "-F", "-s", "512", "-c", "512", image], check=True, capture_output=True
+        )
         mount.mkdir()
         subprocess.run(["ntfs-3g", "-o", "compression", image, mount], check=True)
         try:
@@ -101,7 +102,6 @@ def main() -> None:
             subprocess.run(["umount", mount], check=True)
         packed = lzma.compress(image.read_bytes(), preset=9)
     Path(__file__).with_name("volume.ntfs.xz").write_bytes(packed)
-    print(len(packed), "bytes")
 
 
 if __name__ == "__main__":
