@@ -60,8 +60,17 @@ _PUBLIC = (
     "/etc/apt/trusted",
     "/etc/apt/keyrings",
     "/etc/pki/rpm-gpg",
+    "/etc/ssl/openssl.cnf",  # an example
+    "/etc/pki/tls/openssl",
 )
 _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
+#: A setting whose name tells; its value is given here, and is no path and no variable.
+_SETTING = re.compile(
+    rb"""^[ \t]*(?:export[ \t]+|set[ \t]+)?["']?[\w.-]*"""
+    rb"""(?:password|passwd|passphrase|secret|api[_-]?key|token)["']?"""
+    rb"""[ \t]*[=:][ \t]*["']?[^\s"'$%(<{*/][^\s"'$%(<{*]{7,}""",
+    re.IGNORECASE | re.MULTILINE,
+)
 _LARGEST_KEY = 1 << 16
 _MOST = 1000
 _WALKED = 200_000  # names: a tree of more is looked at in part
@@ -108,5 +117,9 @@ def _judged(guest: Tree, path: str, found: Stat) -> Iterator[Secret]:
     inside = _ONLY_IN.get(name)
     if kind and (inside is None or directory.endswith(f"/{inside}")):
         yield Secret(kind, path)
-    elif found.size <= _LARGEST_KEY and _PRIVATE_KEY.search(guest.read(path, _LARGEST_KEY) or b""):
-        yield Secret("private key", path)
+    elif found.size <= _LARGEST_KEY:
+        content = guest.read(path, _LARGEST_KEY) or b""
+        if _PRIVATE_KEY.search(content):
+            yield Secret("private key", path)
+        elif _SETTING.search(content):
+            yield Secret("password or token in a configuration", path)
