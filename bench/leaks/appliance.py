@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 from bench.images import cache
+from bench.leaks.guest import Refused
 
 from calotype.machine.probe import acceleration
 
@@ -18,12 +19,21 @@ def environment(work: Path) -> dict[str, str]:
     return found
 
 
+def _modules_directory() -> None:
+    """Supermin copies the modules from elsewhere, but the mode of their directory from the host's."""
+    try:
+        Path("/lib/modules").mkdir(exist_ok=True)
+    except PermissionError:
+        raise Refused("libguestfs wants a directory /lib/modules: make one") from None
+
+
 def _kernel(target: Path) -> dict[str, str]:
     """The kernel that the recipe's packages bring."""
+    _modules_directory()
     if not target.exists():
         packages = sorted((cache() / "packages").rglob("linux-image-6*-cloud-amd64_*.deb"))
         if not packages:
-            raise SystemExit("no kernel for libguestfs: install linux-image-cloud-amd64")
+            raise Refused("no kernel for libguestfs: install linux-image-cloud-amd64")
         subprocess.run(["dpkg-deb", "-x", packages[-1], f"{target}.new"], check=True)
         version = next(Path(f"{target}.new/lib/modules").iterdir()).name
         subprocess.run(["depmod", "-b", f"{target}.new", version], check=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.leaks import appliance
-from bench.leaks.guest import Room
+from bench.leaks.guest import Refused, Room
 from bench.leaks.used import Used, copy
 
 
@@ -75,6 +76,8 @@ class VirtSysprep:
 
     def run(self, used: Used, work: Path, target: Path) -> Outcome:
         """Change the copy in place."""
+        if shutil.which("virt-sysprep") is None:
+            raise Refused("virt-sysprep is not installed (make bench-leaks-setup)")
         copy(used.disk, target)
         environment = {**os.environ, **appliance.environment(work)}
         argv = ["virt-sysprep", *self.options, "--format", "raw", "-a", str(target)]
@@ -82,7 +85,7 @@ class VirtSysprep:
         done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - started
         if done.returncode:
-            raise SystemExit(f"{' '.join(argv)}: {done.stderr[-1000:]}")
+            raise Refused(f"{' '.join(argv)}: {done.stderr[-1000:]}")
         return Outcome(seconds=seconds, version=_first_line(["virt-sysprep", "--version"]))
 
 
@@ -104,7 +107,7 @@ class Calotype:
         return Outcome(
             seconds=made["seconds"],
             version=_first_line([sys.executable, "-m", "calotype", "--version"]),
-            reported=tuple(secret["path"] for secret in report["secrets"]),
+            reported=tuple(path for _kind, path in map(_pair, report["secrets"])),
             notes=("the whole command: copy, generalize, check, store",),
             details={"edits": edits, "wiped": report["wiped"]},
         )
@@ -176,6 +179,12 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Calotype("Calotype", "calotype vm capture VM --image NAME --generalize"),
 )
+
+
+def _pair(secret: Any) -> tuple[str, str]:
+    """A secret's kind and path, which JSON has as a list or by name."""
+    kind, path = (secret["kind"], secret["path"]) if isinstance(secret, dict) else secret
+    return kind, path
 
 
 def _first_line(argv: Sequence[str]) -> str:
