@@ -17,9 +17,14 @@ def _table() -> tuple[int, ...]:
 _TABLE: Final = _table()
 
 
-def crc32c(data: bytes) -> int:
-    """The checksum of ``data`` as an unsigned 32-bit integer (about 10 MB/s)."""
-    value = 0xFFFFFFFF
+def crc32c(data: bytes, before: int = 0) -> int:
+    """The checksum of ``data`` as an unsigned 32-bit integer (about 10 MB/s).
+
+    Args:
+        data: the bytes.
+        before: the checksum of the bytes that stand before them.
+    """
+    value = before ^ 0xFFFFFFFF
     for byte in data:
         value = (value >> 8) ^ _TABLE[(value ^ byte) & 0xFF]
     return value ^ 0xFFFFFFFF

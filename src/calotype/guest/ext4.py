@@ -8,10 +8,11 @@ parsed. Everything that a hostile file system could make endless is bounded; wha
 import itertools
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from calotype.disk.crc32c import crc32c
 from calotype.errors import GuestError
 
 ROOT = 2
@@ -33,6 +34,14 @@ _EXTENTS = 0x80000
 INLINE = 0x10000000
 _EXTENT_MAGIC, _XATTR_MAGIC = 0xF30A, 0xEA020000
 _SYSTEM = 7  # the name index of "system." attributes
+#: What the names of extended attributes begin with, by index.
+_PREFIXES = {1: b"user.", 2: b"system.posix_acl_access", 3: b"system.posix_acl_default"}
+_PREFIXES |= {4: b"trusted.", 6: b"security.", _SYSTEM: b"system.", 8: b"system.richacl"}
+_ALL = 0xFFFFFFFF
+_CHECKSUM_TAIL = struct.pack("<IHBB", 0, 12, 0, 0xDE)
+_CHECKSUMS, _CHECKSUM_SEED = 0x400, 0x2000
+_LARGEST_VALUE = 1 << 16  # of an extended attribute
+_TABLE_BLOCKS = 256  # blocks of inode tables that are kept
 _LONGEST = 32768  # blocks of a written extent; a greater length marks an unwritten one
 _MAX_DIRECTORY = 64 << 20
 _MAX_DEPTH = 5
@@ -101,6 +110,13 @@ class Ext4:
         self.needs_recovery = bool(incompat & _NEEDS_RECOVERY)
         self.journal_inode: int = struct.unpack_from("<I", raw, 224)[0]
         self.uuid = raw[104:120]
+        #: What the checksums of metadata begin with; None where there are none.
+        self.checksum_seed: int | None = None
+        if revision and struct.unpack_from("<I", raw, 100)[0] & _CHECKSUMS:
+            seeded = struct.unpack_from("<I", raw, 0x270)[0]
+            self.checksum_seed = seeded if incompat & _CHECKSUM_SEED else ~crc32c(self.uuid) & _ALL
+        self._tables: dict[int, int] = {}
+        self._table_blocks: dict[int, bytes] = {}
         if magic != _MAGIC or log_block > 6:
             raise GuestError("there is no ext4 file system")
         self.block: int = 1024 << log_block
@@ -141,9 +157,9 @@ class Ext4:
         if not 1 <= number <= self._inodes:
             raise GuestError(f"inode {number} is not in the file system")
         group, index = divmod(number - 1, self.group_inodes)
-        raw = self._bytes(
-            self._inode_table(group) * self.block + index * self.inode_size, self.inode_size
-        )
+        at = self._inode_table(group) * self.block + index * self.inode_size
+        block, start = divmod(at, self.block)
+        raw = self._table_block(block)[start : start + self.inode_size]
         mode, uid, size, mtime, gid, links, flags = struct.unpack_from("<HHI8xI4xHH4xI", raw)
         uid |= struct.unpack_from("<H", raw, 120)[0] << 16
         gid |= struct.unpack_from("<H", raw, 122)[0] << 16
@@ -163,8 +179,22 @@ class Ext4:
             if count:
                 yield group * self.group_inodes + 1, self._table_of(raw) * self.block, count
 
+    def forget(self) -> None:
+        """Read anew what stands on the disk: somebody has changed it."""
+        self._table_blocks.clear()
+
+    def _table_block(self, number: int) -> bytes:
+        """A block of an inode table: who looks at one inode soon looks at its neighbours."""
+        if number not in self._table_blocks:
+            if len(self._table_blocks) >= _TABLE_BLOCKS:
+                self._table_blocks.clear()
+            self._table_blocks[number] = self._bytes(number * self.block, self.block)
+        return self._table_blocks[number]
+
     def _inode_table(self, group: int) -> int:
-        return self._table_of(self._group(group))
+        if group not in self._tables:
+            self._tables[group] = self._table_of(self._group(group))
+        return self._tables[group]
 
     @staticmethod
     def _table_of(raw: bytes) -> int:
@@ -295,16 +325,35 @@ class Ext4:
         for index, pointer in enumerate(struct.unpack(f"<{self.block // 4}I", raw)):
             yield from self._tree(pointer, levels - 1, logical + index * reach, nodes)
 
+    def attributes(self, inode: Inode) -> dict[bytes, bytes]:
+        """The extended attributes of an inode: whole name to value, as both stand on the disk."""
+        found = dict(self._values(_inner_attributes(inode)))
+        low, high = struct.unpack_from("<I10xH", inode.raw, 104)
+        if low or high:
+            block = self._bytes((low | high << 32) * self.block, self.block)
+            if block[:4] != struct.pack("<I", _XATTR_MAGIC):
+                raise GuestError(f"the extended attributes of inode {inode.number} make no sense")
+            found |= self._values(_Area(block, 32))
+        return found
+
+    def _values(self, area: "_Area") -> Iterator[tuple[bytes, bytes]]:
+        for name, start, number, size in area.entries():
+            if number and size <= _LARGEST_VALUE:
+                yield name, self.read(self.inode(number), size)
+            elif not number and start + size <= len(area.raw):
+                yield name, area.raw[start : start + size]
+            else:
+                raise GuestError(f"the extended attribute {name!r} makes no sense")
+
     def _inline(self, inode: Inode) -> list[bytes]:
         """Content kept in the inode itself: in place of the block map, then in ``system.data``."""
-        parts = [inode.raw[40:100]]
-        if len(inode.raw) > 130:
-            start = 128 + struct.unpack_from("<H", inode.raw, 128)[0] + 4
-            if start <= len(inode.raw) and inode.raw[start - 4 : start] == struct.pack(
-                "<I", _XATTR_MAGIC
-            ):
-                parts += _system_data(inode.raw[start:])
-        return parts
+        area = _inner_attributes(inode)
+        rest = [
+            area.raw[start : start + size]
+            for name, start, number, size in area.entries()
+            if name == b"system.data" and not number and 0 < size <= len(area.raw) - start
+        ]
+        return [inode.raw[40:100], *rest[:1]]
 
     def _bytes(self, offset: int, length: int) -> bytes:
         if offset < 0 or offset + length > self._size:
@@ -329,14 +378,56 @@ def dirents(block: bytes) -> Iterator[Entry]:
         at += length
 
 
-def _system_data(area: bytes) -> list[bytes]:
+def without(block: bytes, names: Collection[bytes]) -> bytes:
+    """A block of a directory without these names, which are overwritten too.
+
+    The room of each stays as an unused entry, which is right in a linear directory and in a tree of hashes.
+    """
+    changed = bytearray(block)
     at = 0
-    while at + 16 <= len(area):
-        name_length, index, offset, inode, size = struct.unpack_from("<BBHII", area, at)
-        if not name_length and not index:
-            break
-        name = area[at + 16 : at + 16 + name_length]
-        if index == _SYSTEM and name == b"data" and not inode and offset + size <= len(area):
-            return [area[offset : offset + size]] if size else []
-        at += 16 + (name_length + 3 & ~3)
-    return []
+    while at + 8 <= len(block):
+        inode, length, name_length = struct.unpack_from("<IHB", block, at)
+        length = len(block) if length in (0, 0xFFFF) else length
+        if length < 8 or at + length > len(block) or 8 + name_length > length:
+            raise GuestError("a directory is damaged")
+        if inode and block[at + 8 : at + 8 + name_length] in names:
+            struct.pack_into("<I", changed, at, 0)
+            changed[at + 6 : at + 8 + name_length] = bytes(2 + name_length)
+        at += length
+    return bytes(changed)
+
+
+def sealed(block: bytes, start: bytes, seed: int | None) -> bytes:
+    """A block of a directory with its checksum set right, where it has one."""
+    if seed is None or block[-12:-4] != _CHECKSUM_TAIL:
+        return block
+    value = crc32c(start + block[:-12], seed ^ _ALL) ^ _ALL
+    return block[:-4] + struct.pack("<I", value)
+
+
+class _Area(NamedTuple):
+    """Where extended attributes stand: ``raw`` has a table of them from ``first`` on."""
+
+    raw: bytes
+    first: int
+
+    def entries(self) -> Iterator[tuple[bytes, int, int, int]]:
+        """(whole name, start of the value, inode of the value, size) of each that makes sense."""
+        at = self.first
+        while at + 16 <= len(self.raw):
+            length, index, offset, inode, size = struct.unpack_from("<BBHII", self.raw, at)
+            if not length and not index:
+                return
+            name = self.raw[at + 16 : at + 16 + length]
+            if index in _PREFIXES and len(name) == length:
+                yield _PREFIXES[index] + name, offset, inode, size
+            at += 16 + (length + 3 & ~3)
+
+
+def _inner_attributes(inode: Inode) -> _Area:
+    """The extended attributes that stand in the inode itself."""
+    if len(inode.raw) > 130:
+        start = 128 + struct.unpack_from("<H", inode.raw, 128)[0] + 4
+        if inode.raw[start - 4 : start] == struct.pack("<I", _XATTR_MAGIC):
+            return _Area(inode.raw[start:], 0)
+    return _Area(b"", 0)

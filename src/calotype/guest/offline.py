@@ -8,6 +8,7 @@ stays.
 import contextlib
 import os
 import stat
+import struct
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,8 +24,9 @@ from calotype.guest.guest import READ_LIMIT, Action, Edit, Stat
 from calotype.guest.tools import on_file
 
 _MAX_LINKS = 40  # symbolic links on one path, as in the kernel
-_MANY = 1000  # entries: from here on an emptied directory is made anew
+_KEPT_PLACES, _KEPT_INODES = 4096, 65536
 _ZEROS = bytes(1 << 20)
+_LABEL, _INLINE_DATA = b"security.selinux", b"system.data"
 #: debugfs reads its commands line by line; these bytes end a line and cannot be quoted.
 _UNSPEAKABLE = (b"\n", b"\r")
 
@@ -35,7 +37,20 @@ class _Place(NamedTuple):
     parent: int
     name: bytes
     inode: int | None
-    path: bytes  # without symbolic links
+    up: "_Place | None"  # the directory that it is in, reached without symbolic links
+
+    @property
+    def path(self) -> bytes:
+        """The path without symbolic links."""
+        names: list[bytes] = []
+        here: _Place | None = self
+        while here is not None and here.up is not None:
+            names.append(here.name)
+            here = here.up
+        return b"/" + b"/".join(reversed(names))
+
+
+_ROOT = _Place(0, b"", ext4.ROOT, None)
 
 
 class ExtGuest:
@@ -45,6 +60,8 @@ class ExtGuest:
         self.fs = fs
         self._names: dict[int, dict[bytes, int]] = {}
         self._inodes: dict[int, Inode] = {}
+        self._places: dict[bytes, _Place | None] = {}
+        self._ways: dict[int, tuple[int, bytes]] = {}  # how each directory was reached
 
     @classmethod
     def on_disk(cls, disk: Disk, offset: int, size: int) -> "ExtGuest":
@@ -105,34 +122,48 @@ class ExtGuest:
 
     def _resolve(self, path: str, *, follow: bool) -> _Place | None:
         """Walk a path from the root; None where a directory on the way is missing."""
-        parts = os.fsencode(path).split(b"/")[::-1]
-        trail = [_Place(0, b"", ext4.ROOT, b"/")]
+        directory, _, name = os.fsencode(path).rpartition(b"/")
+        if directory not in self._places:
+            if len(self._places) >= _KEPT_PLACES:
+                self._places.clear()
+            self._places[directory] = self._walk(_ROOT, directory.split(b"/"), follow=True)
+        base = self._places[directory]
+        return None if base is None else self._walk(base, [name], follow=follow)
+
+    def _walk(self, here: _Place, names: Sequence[bytes], *, follow: bool) -> _Place | None:
+        parts = [*reversed(names)]
         links = 0
         while parts:
             part = parts.pop()
-            here = trail[-1]
             if part in (b"", b"."):
                 continue
             if part == b"..":
-                del trail[max(1, len(trail) - 1) :]
+                here = here.up or here
                 continue
-            if here.inode is None or not self._inode(here.inode).is_dir:
+            inside = here.inode
+            if inside is None or not self._inode(inside).is_dir:
                 return None
-            number = self._entries(here.inode).get(part)
-            place = _Place(here.inode, part, number, here.path.rstrip(b"/") + b"/" + part)
-            if number is not None and (follow or any(p not in (b"", b".") for p in parts)):
+            number = self._entries(inside).get(part)
+            if number is not None:
                 inode = self._inode(number)
-                if stat.S_ISLNK(inode.mode):
+                more = follow or any(p not in (b"", b".") for p in parts)
+                if more and stat.S_ISLNK(inode.mode):
                     links += 1
                     if links > _MAX_LINKS:
                         return None
                     target = self.fs.target(inode)
                     parts += target.split(b"/")[::-1]
-                    if target.startswith(b"/"):
-                        del trail[1:]
+                    here = _ROOT if target.startswith(b"/") else here
                     continue
-            trail.append(place)
-        return trail[-1]
+                if inode.is_dir:
+                    self._enter(number, inside, part)
+            here = _Place(inside, part, number, here)
+        return here
+
+    def _enter(self, number: int, parent: int, name: bytes) -> None:
+        """Note how a directory was reached: from two sides, the tree would have no end."""
+        if number == ext4.ROOT or self._ways.setdefault(number, (parent, name)) != (parent, name):
+            raise GuestError(f"the directory of inode {number} has two names")
 
     def _entries(self, number: int) -> dict[bytes, int]:
         if number not in self._names:
@@ -142,8 +173,13 @@ class ExtGuest:
 
     def _inode(self, number: int) -> Inode:
         if number not in self._inodes:
+            if len(self._inodes) >= _KEPT_INODES:
+                self._forget()
             self._inodes[number] = self.fs.inode(number)
         return self._inodes[number]
+
+    def _forget(self) -> None:
+        self._inodes.clear()
 
 
 class OfflineGuest(ExtGuest):
@@ -155,6 +191,7 @@ class OfflineGuest(ExtGuest):
         self._staging = staging
         self._staged = 0
         self._queue: list[bytes] = []
+        self._doomed: dict[int, set[bytes]] = {}  # names to strike out of directories
         self._stale = False  # the queue makes inodes whose numbers we do not know yet
         self.edits: list[Edit] = []
         size = os.fstat(fd).st_size
@@ -195,7 +232,12 @@ class OfflineGuest(ExtGuest):
         place = self._resolve(path, follow=True)
         if place is None or place.parent == 0:
             raise GuestError(f"{path} cannot be written: its directory is missing")
+        if any(sign in place.name for sign in _UNSPEAKABLE):
+            raise GuestError(f"{path!r} cannot be written: its name ends a line")
         uid = gid = 0
+        # A new file is labelled as its directory is, which SELinux would do.
+        label = self.fs.attributes(self._inode(place.parent)).get(_LABEL)
+        attributes = {_LABEL: label} if label is not None else {}
         if place.inode is not None:
             old = self._inode(place.inode)
             if not stat.S_ISREG(old.mode):
@@ -203,21 +245,29 @@ class OfflineGuest(ExtGuest):
             if self.fs.read(old, len(data) + 1) == data:
                 return
             mode, uid, gid = stat.S_IMODE(old.mode), old.uid, old.gid
+            attributes = self.fs.attributes(old)
             self._unlink(place)
             self._kill([old.number])
-        source = self._staging / str(self._staged)
-        source.write_bytes(data)
         name = _quoted(place.name)
         self._do(
             b"cd <%d>" % place.parent,
-            b"write /in/%d %s" % (self._staged, name),
+            b"write %s %s" % (self._stage(data), name),
             b"sif %s mode 0%o" % (name, stat.S_IFREG | mode),
             b"sif %s uid %d" % (name, uid),
             b"sif %s gid %d" % (name, gid),
         )
-        self._staged += 1
+        for attribute, value in attributes.items():
+            if attribute != _INLINE_DATA:
+                source = self._stage(value)
+                self._do(b"ea_set -f %s -r %s %s" % (source, name, _attribute(attribute)))
         self._stale = True
         self._log(Action.WRITTEN, path)
+
+    def _stage(self, data: bytes) -> bytes:
+        """Put bytes where debugfs can read them; their path in its sandbox."""
+        (self._staging / str(self._staged)).write_bytes(data)
+        self._staged += 1
+        return b"/in/%d" % (self._staged - 1)
 
     def blank(self, path: str, keep: int) -> None:
         """Overwrite a file's content, but for the first ``keep`` bytes, with zeros in place."""
@@ -237,13 +287,23 @@ class OfflineGuest(ExtGuest):
         Raises:
             GuestError: debugfs could not do a part of it.
         """
+        for number, names in self._doomed.items():
+            self._strike(number, names)
+        self._doomed.clear()
         if self._queue:
             commands, self._queue = self._queue, []
             self._debugfs(["-f", "-"], b"\n".join(commands) + b"\n")
+        self.fs.forget()
         if self._stale:
             self._stale = False
             self._names.clear()
             self._inodes.clear()
+            self._places.clear()
+            self._ways.clear()
+
+    def _forget(self) -> None:
+        self.flush()
+        super()._forget()
 
     def _resolve(self, path: str, *, follow: bool) -> _Place | None:
         if self._stale:
@@ -254,28 +314,24 @@ class OfflineGuest(ExtGuest):
         entries = self._entries(inode.number)
         if not entries:
             return False
-        speakable = not any(sign in name for name in entries for sign in _UNSPEAKABLE)
-        if place.parent and (len(entries) > _MANY or not speakable):
-            self._unlink(place)
-            self._kill([inode.number])
-            self._name_command(b"mkdir", place)
-            self._set(place, b"mode", b"0%o" % inode.mode)
-            self._set(place, b"uid", b"%d" % inode.uid)
-            self._set(place, b"gid", b"%d" % inode.gid)
-            self._stale = True
-            return True
         numbers = list(entries.values())
         for name, number in list(entries.items()):
-            self._unlink(_Place(inode.number, name, number, place.path + b"/" + name))
+            self._unlink(_Place(inode.number, name, number, place))
         self._kill(numbers)
         return True
 
     def _unlink(self, place: _Place) -> None:
         """Take a name out of its directory; what it named is left to :meth:`_kill`."""
-        self._name_command(b"unlink", place)
+        parent = self._inode(place.parent)
+        if parent.flags & ext4.INLINE:
+            self._name_command(b"unlink", place)
+        else:
+            self._doomed.setdefault(place.parent, set()).add(place.name)
         self._entries(place.parent).pop(place.name, None)
+        self._places.clear()
         if place.inode is not None and self._inode(place.inode).is_dir:
             parent = self._inode(place.parent)
+            self._ways.pop(place.inode, None)
             if parent.links > 2:  # 1 means: too many to be counted
                 self._links(parent, parent.links - 1)
 
@@ -303,18 +359,30 @@ class OfflineGuest(ExtGuest):
         self._do(b"sif <%d> links_count %d" % (inode.number, count))
         self._inodes[inode.number] = replace(inode, links=count)
 
-    def _set(self, place: _Place, field: bytes, value: bytes) -> None:
-        self._name_command(b"sif", place, field + b" " + value)
+    def _strike(self, number: int, names: set[bytes]) -> None:
+        """Take names out of a directory, all at once, block by block."""
+        inode = self.fs.inode(number)
+        start = b""
+        if self.fs.checksum_seed is not None:
+            start = struct.pack("<I", number) + inode.raw[100:104]  # with the inode's generation
+        for run in self.fs.runs(inode):
+            for block in range(run.physical, run.physical + run.blocks if run.written else 0):
+                at = block * self.fs.block
+                before = _pread(self._fd, at, self.fs.block)
+                after = ext4.without(before, names)
+                if after != before:
+                    after = ext4.sealed(after, start, self.fs.checksum_seed)
+                    if os.pwrite(self._fd, after, at) != len(after):
+                        raise GuestError("the guest's file system could not be written")
 
-    def _name_command(self, command: bytes, place: _Place, rest: bytes = b"") -> None:
+    def _name_command(self, command: bytes, place: _Place) -> None:
         """A command on a name: in a batch, or where no line can spell it, by itself."""
         if not any(sign in place.path for sign in _UNSPEAKABLE):
-            name = _quoted(place.name)
-            self._do(b"cd <%d>" % place.parent, b"%s %s %s" % (command, name, rest))
+            self._do(b"cd <%d>" % place.parent, b"%s %s" % (command, _quoted(place.name)))
             return
         self.flush()
         quoted = b'"' + place.path.replace(b'"', b'""') + b'"'
-        self._debugfs(["-R", os.fsdecode(b"%s %s %s" % (command, quoted, rest))], None)
+        self._debugfs(["-R", os.fsdecode(b"%s %s" % (command, quoted))], None)
 
     def _do(self, *commands: bytes) -> None:
         self._queue += commands
@@ -370,6 +438,17 @@ def _truncation(inode: Inode) -> Iterator[bytes]:
 def _quoted(name: bytes) -> bytes:
     # Without "./" debugfs would take "<12>" for an inode's number.
     return b'"./' + name.replace(b'"', b'""') + b'"'
+
+
+def _attribute(name: bytes) -> bytes:
+    """An attribute's name for debugfs.
+
+    Raises:
+        GuestError: it cannot be spelled.
+    """
+    if any(sign in name for sign in (b"\n", b"\r", b"\0")):
+        raise GuestError(f"the extended attribute {name!r} cannot be kept")
+    return b'"' + name.replace(b'"', b'""') + b'"'
 
 
 def _pread(fd: int, offset: int, length: int) -> bytes:
