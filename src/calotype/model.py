@@ -35,7 +35,7 @@ class Stage(StrEnum):
     """How far an image has come."""
 
     STAGED = "Staged"  # stored; nobody saw it start
-    PROMOTED = "Promoted"  # two clones started and differed where they must
+    PROMOTED = "Promoted"  # clones started and differed where they must (a specialized image: one)
 
 
 class Architecture(StrEnum):

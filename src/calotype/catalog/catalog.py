@@ -127,15 +127,19 @@ class Catalog:
             db.execute(update(images).where(images.c.id == image_id).values(tags=kept))
 
     def promote_image(self, image_id: str, stage: Stage = Stage.PROMOTED) -> None:
-        """Say how far an image has come; after a boot test, and by nobody else.
+        """Say how far an image has come, after a boot test; a change is written into the audit with it.
 
         Raises:
             NotFound: there is no such image (any more).
         """
         with self._write() as db:
-            if _one(db, images, id=image_id) is None:
+            row = _one(db, images, id=image_id)
+            if row is None:
                 raise _missing("image", image_id)
-            db.execute(update(images).where(images.c.id == image_id).values(stage=stage.value))
+            if row["stage"] != stage.value:
+                db.execute(update(images).where(images.c.id == image_id).values(stage=stage.value))
+                action = "image.promote" if stage is Stage.PROMOTED else "image.demote"
+                append(db, Act(action, f"image {row['name']}", {"image": image_id}))
 
     def record_verdict(self, image_id: str, verdict: Verdict) -> None:
         """Write down what the evidence says of an image."""

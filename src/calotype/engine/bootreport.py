@@ -52,7 +52,7 @@ _RULES: Mapping[str, tuple[str, Must]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Artifact:
-    """A file kept as evidence; ``path`` is ``None`` when only its digest was wanted."""
+    """A file kept as evidence; ``path``: where, besides the image's evidence report."""
 
     name: str
     kind: Literal["screenshot", "serial-log"]

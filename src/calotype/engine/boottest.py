@@ -32,8 +32,16 @@ from calotype.engine.bootreport import (
     parse,
 )
 from calotype.engine.context import Context
+from calotype.engine.evidence import find_evidence, write_evidence
 from calotype.engine.launch import uids
-from calotype.errors import CalotypeError, GuestError, InvalidInput, TimedOut
+from calotype.errors import (
+    CalotypeError,
+    GuestError,
+    InvalidInput,
+    NotAllowed,
+    TimedOut,
+    ToolFailed,
+)
 from calotype.machine import Agent, DiskSpec, MachineSpec, ssh
 from calotype.machine.agent import connected
 from calotype.machine.layout import Layout
@@ -68,21 +76,24 @@ def boot_test(
 
     A specialized image is started once, for two of it would be one machine twice. A test that fails makes
     a promoted image staged again; a test that could not be done (no QEMU, a damaged store) changes nothing.
+    What was seen goes into the image's evidence report before its stage changes.
 
     Args:
         context: the installation.
         image_name: the image, by name or id.
         clones: how many of a generalized image, 2 to 8.
         timeout: seconds that each clone has to start until it can be looked into.
-        keep_artifacts: a directory for screenshots and serial logs; ``None`` keeps their digests only.
+        keep_artifacts: a directory for screenshots and serial logs; ``None`` keeps them in the evidence only.
 
     Raises:
         InvalidInput: an image that this host cannot start, or no number of clones.
         NotFound: there is no such image.
+        ReportRefused: the image's evidence report was changed by somebody.
     """
     image = context.catalog.image(image_name)
     _check(image, clones)
-    begun, started_at = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    known = find_evidence(context, image)
+    begun, started_at = time.monotonic(), datetime.now(UTC)
     count = clones if image.os_state is OsState.GENERALIZED else 1
     with context.operation() as operation:
         cast = [_Clone.new(context, letter) for letter in "ABCDEFGH"[:count]]
@@ -92,14 +103,18 @@ def boot_test(
             for disk in image.disks
         }
         before = [_state(path) for path in shared.values()]
-        test = _Test(context, image, shared, operation.directory, timeout, keep_artifacts)
+        kept = keep_artifacts or operation.directory / "artifacts"
+        kept.mkdir(parents=True, exist_ok=True)
+        test = _Test(context, image, shared, operation.directory, timeout, kept)
         reports = test.run(cast)
         untouched = before == [_state(path) for path in shared.values()]
-        report = _report(test, reports, untouched=untouched)
-        stage = Stage.PROMOTED if report.passed else Stage.STAGED
-        context.catalog.promote_image(image.id, stage)
-    seconds = round(time.monotonic() - begun, 1)
-    return replace(report, started_at=started_at, seconds=seconds, stage=stage)
+        report = _report(
+            test, reports, started_at, seconds=time.monotonic() - begun, untouched=untouched
+        )
+        proof = None if known else look.prove_index(context, image.os_disk.index)
+        write_evidence(context, image, proof, boot=report)
+        context.catalog.promote_image(image.id, report.stage)
+    return report if keep_artifacts else _without_paths(report)
 
 
 def _check(image: Image, clones: int) -> None:
@@ -144,9 +159,10 @@ class _Test:
     bases: Mapping[str, Path]  # by Index
     scratch: Path
     timeout: float
-    keep: Path | None
+    keep: Path
     user: str = field(default_factory=lambda: f"boot-{secrets.token_hex(3)}")
     stop: threading.Event = field(default_factory=threading.Event)
+    failed: threading.Event = field(default_factory=threading.Event)
 
     @property
     def generalized(self) -> bool:
@@ -158,8 +174,6 @@ class _Test:
 
     def run(self, cast: Sequence[_Clone]) -> list[CloneReport]:
         """Examine all clones, at once when the host has room; none runs any more at the end."""
-        if self.keep is not None:
-            self.keep.mkdir(parents=True, exist_ok=True)
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(self.key)])
         workers = len(cast) if self.parallel(len(cast)) else 1
         phase = self.context.progress.phase("Boot", _STEPS * len(cast), unit="steps")
@@ -201,6 +215,9 @@ class _Examination:
         """Examine the clone; it does not run any more at the end."""
         if self._test.stop.is_set():
             return self._report
+        if self._test.failed.is_set():
+            self._note(problem="not started, for a clone before it failed")
+            return self._report
         self._make_files()
         self._start()
         try:
@@ -218,7 +235,8 @@ class _Examination:
             self._await_answer()
             shell = self._await_ready()
             self._look(shell)
-        except (GuestError, TimedOut) as error:
+        except (GuestError, ToolFailed, NotAllowed) as error:  # the last two: its process has ended
+            self._test.failed.set()
             log = self._driver.serial_log(self._clone.directory, _RECENT)
             words = self._report.last_words or bootwords.lines(log)
             self._note(problem=str(error), last_words=words)
@@ -430,15 +448,14 @@ class _Examination:
                 self._add("screenshot", f"clone-{self._clone.letter.lower()}.png", content)
 
     def _add(self, kind: Literal["screenshot", "serial-log"], name: str, content: bytes) -> None:
-        path = self._test.keep / name if self._test.keep is not None else None
-        if path is not None:
-            path.write_bytes(content)
+        path = self._test.keep / name
+        path.write_bytes(content)
         artifact = Artifact(
             name=name,
             kind=kind,
             size=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
-            path=str(path.absolute()) if path is not None else None,
+            path=str(path.absolute()),
         )
         self._note(artifacts=(*self._report.artifacts, artifact))
 
@@ -473,7 +490,23 @@ def _free_uid(context: Context) -> int:
     return next(uid for uid in reversed(uids(context)) if uid not in used)
 
 
-def _report(test: _Test, clones: Sequence[CloneReport], *, untouched: bool) -> BootReport:
+def _without_paths(report: BootReport) -> BootReport:
+    """The report of files that are not where it says any more."""
+    clones = (
+        replace(clone, artifacts=tuple(replace(file, path=None) for file in clone.artifacts))
+        for clone in report.clones
+    )
+    return replace(report, clones=tuple(clones))
+
+
+def _report(
+    test: _Test,
+    clones: Sequence[CloneReport],
+    started_at: datetime,
+    *,
+    seconds: float,
+    untouched: bool,
+) -> BootReport:
     differences = compare(clones) if len(clones) > 1 else ()
     problems = [f"clone {clone.name}: {clone.problem}" for clone in clones if clone.problem]
     for found in differences:
@@ -490,14 +523,14 @@ def _report(test: _Test, clones: Sequence[CloneReport], *, untouched: bool) -> B
         indexes=tuple(disk.index for disk in test.image.disks),
         acceleration=test.context.driver.acceleration().name,
         parallel=len(clones) > 1 and test.parallel(len(clones)),
-        started_at="",
-        seconds=0.0,
+        started_at=started_at.isoformat(timespec="seconds"),
+        seconds=round(seconds, 1),
         clones=tuple(clones),
         differences=differences,
         base_untouched=untouched,
         problems=tuple(problems),
         notes=tuple(_notes(clones)),
-        stage=test.image.stage,
+        stage=Stage.STAGED if problems else Stage.PROMOTED,
     )
 
 
