@@ -12,7 +12,7 @@ from calotype.engine import look, names
 from calotype.engine.context import Context
 from calotype.engine.moment import moment
 from calotype.errors import Conflict, InvalidInput, NotAllowed
-from calotype.guest import GeneralizeReport, Proof, generalize
+from calotype.guest import GeneralizeReport, Proof
 from calotype.model import Image, OsState, OsType, Provenance, SourceKind, Verdict
 
 
@@ -115,12 +115,8 @@ def _served(context: Context, image: Image, scratch: Path) -> Iterator[NbdSource
 def _generalize(
     context: Context, view: WritableView, steps: Steps, *, dry_run: bool = False
 ) -> GeneralizeReport:
-    return generalize(
-        view,
-        enable=steps.enable,
-        disable=steps.disable,
-        dry_run=dry_run,
-        progress=context.progress,
+    return look.generalize(
+        context, view, enable=steps.enable, disable=steps.disable, dry_run=dry_run
     )
 
 

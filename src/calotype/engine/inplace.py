@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from calotype.disk import blank
 from calotype.disk.view import writable
-from calotype.engine import names
+from calotype.engine import look, names
 from calotype.engine.context import Context
 from calotype.engine.machines import indexes, power
 from calotype.engine.moment import GeneralizedDisk, Moment, moment, take_generalized
 from calotype.engine.operation import Operation
 from calotype.engine.restore import keep
 from calotype.errors import CalotypeError, GuestError, InvalidInput, NotAllowed, ToolFailed
-from calotype.guest import Concern, GeneralizeReport, Proof, generalize
+from calotype.guest import Concern, GeneralizeReport, Proof
 from calotype.machine import Agent
 from calotype.model import OsType, PowerState, RestorePoint, Verdict, VirtualMachine
 
@@ -128,9 +128,7 @@ def _rehearse(
     """What would go, of a throw-away view; refuses what cannot be generalized."""
     overlay = operation.directory / "rehearsed.qcow2"
     with writable(found.sources[vm.os_disk.id], overlay, operation.directory) as view:
-        report = generalize(
-            view, enable=enable, disable=disable, dry_run=True, progress=context.progress
-        )
+        report = look.generalize(context, view, enable=enable, disable=disable, dry_run=True)
     overlay.unlink()
     return report
 

@@ -7,13 +7,27 @@ from dataclasses import dataclass, replace
 
 from calotype.catalog import Act
 from calotype.disk import Disk, read
+from calotype.disk.view import RawSource, WritableView
 from calotype.engine.context import Context
-from calotype.errors import InvalidInput
-from calotype.guest import Filesystem, Proof, prove_disk, survey
+from calotype.errors import CalotypeError, InvalidInput
+from calotype.guest import (
+    Filesystem,
+    GeneralizeReport,
+    Inspection,
+    Proof,
+    inspect,
+    prove_disk,
+    survey,
+)
+from calotype.guest import generalize as generalize_view
+from calotype.guest import prove as prove_tree
+from calotype.guest.proof import with_swap
 from calotype.model import Image, OsState, Verdict
 
 _SUPERBLOCK = 1024
 _NEEDS_RECOVERY = 0x4
+#: What an appliance mounts and we do not read.
+_MOUNTABLE = {Filesystem.XFS, Filesystem.BTRFS, Filesystem.LVM}
 #: As many reasons as a refusal names.
 _SHOWN = 4
 
@@ -133,9 +147,52 @@ def prove_index(context: Context, index: str) -> Proof:
 
 
 def prove(context: Context, disk: Disk) -> Proof:
-    """The proof of an OS disk."""
-    del context
-    return prove_disk(disk)
+    """The proof of an OS disk; what we do not read ourselves is mounted in an appliance."""
+    proof = prove_disk(disk)
+    if proof.verdict is not Verdict.UNKNOWN or not beyond_us(disk, proof.seen):
+        return proof
+    from calotype.engine.appliance import appliance_tree  # noqa: PLC0415 (QEMU's side: most disks need none)
+
+    try:
+        with appliance_tree(context, disk) as mounted:
+            found = survey(disk)
+            return with_swap(prove_tree(mounted.guest, found), disk, found)
+    except CalotypeError as error:
+        return replace(proof, reasons=(*proof.reasons, error.message))
+
+
+def generalize(
+    context: Context,
+    view: WritableView,
+    *,
+    enable: Collection[str] = (),
+    disable: Collection[str] = (),
+    dry_run: bool = False,
+) -> GeneralizeReport:
+    """Generalize the OS disk behind a view: by ourselves, or in an appliance.
+
+    Raises:
+        GuestError: this guest cannot be generalized, or something was left.
+    """
+    with closing(RawSource(view.path).open()) as disk:
+        far = beyond_us(disk, inspect(disk))
+    progress = context.progress
+    if not far:
+        return generalize_view(
+            view, enable=enable, disable=disable, dry_run=dry_run, progress=progress
+        )
+    from calotype.engine.appliance import generalize_in_appliance  # noqa: PLC0415 (see above)
+
+    return generalize_in_appliance(
+        context, view, enable=enable, disable=disable, dry_run=dry_run, progress=progress
+    )
+
+
+def beyond_us(disk: Disk, seen: Inspection) -> bool:
+    """Whether an appliance can look into a disk of which we see nothing, or not all."""
+    kinds = {partition.filesystem for partition in survey(disk).partitions}
+    unseen = seen.os_type is None and bool(kinds & _MOUNTABLE)
+    return unseen or bool(seen.apart)
 
 
 def was_shut_down(disk: Disk) -> bool:

@@ -12,7 +12,7 @@ from calotype.engine import bases, look
 from calotype.engine.context import Context
 from calotype.engine.machines import indexes, power
 from calotype.engine.operation import Operation
-from calotype.guest import GeneralizeReport, Proof, generalize
+from calotype.guest import GeneralizeReport, Proof
 from calotype.machine import LazyBase
 from calotype.model import Consistency, ManagedDisk, PowerState, VirtualMachine
 from calotype.store import Ingested
@@ -103,7 +103,7 @@ def take_generalized(
     with closing(source.open()) as opened:
         changed = opened.changed()
     with writable(source, overlay_path, operation.directory) as view:
-        report = generalize(view, enable=enable, disable=disable, progress=context.progress)
+        report = look.generalize(context, view, enable=enable, disable=disable)
     with closing(view.disk()) as result:
         proof = look.prove(context, result)
         taken = _ingest(context, disk, result, list(stack([view.changed(), changed])))

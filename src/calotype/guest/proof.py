@@ -82,7 +82,7 @@ def prove_disk(disk: Disk) -> Proof:
         proof = prove(tree, found, stale=tree.fs.needs_recovery)
     except GuestError as error:
         return Proof(verdict=Verdict.UNKNOWN, reasons=(error.message,), seen=inspect(disk))
-    return _with_swap(_unless_apart(proof), disk, found)
+    return with_swap(_unless_apart(proof), disk, found)
 
 
 def _unless_apart(proof: Proof) -> Proof:
@@ -94,7 +94,7 @@ def _unless_apart(proof: Proof) -> Proof:
     return replace(proof, verdict=Verdict.UNKNOWN, reasons=(reason,))
 
 
-def _with_swap(proof: Proof, disk: Disk, found: DiskMap) -> Proof:
+def with_swap(proof: Proof, disk: Disk, found: DiskMap) -> Proof:
     """The proof with what was swapped out to partitions, which no tree of files shows."""
     full = [
         p for p in found.partitions if p.filesystem is Filesystem.SWAP and not _is_blank(disk, p)
