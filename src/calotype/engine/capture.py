@@ -75,7 +75,7 @@ def capture_vm(context: Context, vm_name: str, request: CaptureRequest) -> Captu
     ):
         disks, report, proof = _taken(context, vm, operation, request, found)
         settled = _settled(_image(vm, request, disks, found), request, proof)
-        look.admit(context, settled)
+        look.admit(context, settled, proof, report)
     return Captured(
         image=settled.image,
         consistency=found.consistency,

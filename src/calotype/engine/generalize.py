@@ -65,7 +65,7 @@ def generalize_image(
         made = look.settle_generalized(
             _copy(image, name, taken.index), proof, steps.disable, force=force
         )
-        look.admit(context, made)
+        look.admit(context, made, proof, report)
     return GeneralizedImage(made.image, report, proof, taken.stored_bytes)
 
 

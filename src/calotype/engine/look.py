@@ -112,8 +112,22 @@ def state_of(proof: Proof) -> OsState:
     return OsState.GENERALIZED if clean else OsState.SPECIALIZED
 
 
-def admit(context: Context, settled: Settled) -> None:
-    """Make the image exist; what was overruled for it is written into the audit with it."""
+def admit(
+    context: Context,
+    settled: Settled,
+    proof: Proof | None = None,
+    generalized: GeneralizeReport | None = None,
+) -> None:
+    """Make the image exist; what was overruled for it is written into the audit with it.
+
+    What was done to make it general is in a signed report before that.
+    """
+    if proof is not None and generalized is not None:
+        from calotype.engine.evidence import write_evidence  # noqa: PLC0415 (loads much)
+
+        forced = "; ".join(settled.overruled) or None
+        with context.progress.phase("signing the report", None):
+            write_evidence(context, settled.image, proof, generalized=generalized, forced=forced)
     image, act = settled.image, None
     if settled.overruled:
         act = Act(

@@ -2,20 +2,26 @@
 
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 from calotype.engine import look
 from calotype.engine.context import Context
+from calotype.engine.evidence import write_evidence
 from calotype.guest import Proof
 from calotype.model import Image
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """An image, the proof of its OS disk, and why that contradicts what the image says (if it does)."""
+    """An image, the proof of its OS disk, and why that contradicts what the image says (if it does).
+
+    ``certification`` is what the gates of other clouds would say; ``report`` is where the signed evidence is.
+    """
 
     image: Image
     proof: Proof
     contradiction: tuple[str, ...]
+    report: Path | None = None
 
 
 def verify_image(context: Context, name: str) -> Verified:
@@ -30,4 +36,6 @@ def verify_image(context: Context, name: str) -> Verified:
         proof = look.prove(context, disk)
     context.catalog.record_verdict(image.id, proof.verdict)
     image = context.catalog.image(image.id)
-    return Verified(image, proof, proof.contradicts(image.os_state))
+    contradiction = proof.contradicts(image.os_state)
+    report = write_evidence(context, image, proof)
+    return Verified(image, proof, contradiction, report)
