@@ -16,7 +16,8 @@ A used Debian server (cloud-init, waagent, OpenSSH, rsyslog, exim, nginx, cron, 
 string planted in the running guest, or the very bytes of something that the guest made itself (host keys,
 machine-id, seeds, hashes). It counts as left when the **raw disk** holds it anywhere: in a file, in a free
 block, in an inode or a directory's slack, in the file system's journal, in swap; as it is, as UTF-16, or
-inside base64 text.
+inside base64 text. In brackets: how many of those still stand in a file, to be had without any search of
+free blocks.
 """
 _LIMITS = """\
 - What the search cannot see: strings inside compressed data (journald compresses only fields of more than 512
@@ -47,30 +48,44 @@ def reported(canaries: Sequence[Mapping[str, Any]], paths: Iterable[str]) -> dic
     return count(canaries, (canary["name"] for canary in canaries if canary["path"] in known))
 
 
+def in_files(left: Mapping[str, Sequence[str]]) -> list[str]:
+    """The canaries of which one place at least is a file that has a path."""
+    return [name for name, places in left.items() if any(p.startswith("/") for p in places)]
+
+
 def table(canaries: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[str]:
     """The leak table: rows are kinds, columns are tools, cells what is left."""
     lines: list[str] = []
     for group, title in _TITLES.items():
         mine = [canary for canary in canaries if canary["group"] == group]
         planted = count(mine, (canary["name"] for canary in mine))
-        columns = [(count(mine, tool["left"]), reported(mine, tool["reported"])) for tool in tools]
+        columns = [
+            (
+                count(mine, tool["left"]),
+                count(mine, in_files(tool["left"])),
+                reported(mine, tool["reported"]),
+            )
+            for tool in tools
+        ]
         lines += [f"### {title}", ""]
         lines += [f"| kind | planted | {' | '.join(tool['name'] for tool in tools)} |"]
         lines += ["|---" * (2 + len(tools)) + "|"]
         for kind in sorted(planted):
-            cells = [_cell(left[kind], said[kind], group) for left, said in columns]
+            cells = [_cell(*(found[kind] for found in column), group) for column in columns]
             lines.append(f"| {kind} | {planted[kind]} | {' | '.join(cells)} |")
         sums = [
-            _cell(sum(left.values()), sum(said.values()), group, bold=True)
-            for left, said in columns
+            _cell(*(sum(found.values()) for found in column), group, bold=True)
+            for column in columns
         ]
         lines += [f"| **all** | **{len(mine)}** | {' | '.join(sums)} |", ""]
     return lines
 
 
-def _cell(left: int, said: int, group: str, *, bold: bool = False) -> str:
+def _cell(left: int, files: int, said: int, group: str, *, bold: bool = False) -> str:
     text = f"**{left}**" if bold else str(left)
-    return f"{text} ({said} reported)" if group == "site" and said else text
+    if group == "site" and said:
+        return f"{text} ({said} reported)"
+    return f"{text} ({files})" if left else text
 
 
 def tools_table(tools: Sequence[Mapping[str, Any]]) -> list[str]:

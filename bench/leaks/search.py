@@ -114,15 +114,12 @@ def whereabouts(disk: Path, start: int, offsets: Iterable[int]) -> dict[int, str
     A path, ``<free>``, ``<journal>``, or ``<metadata>`` (inodes, directories that are no more, bitmaps).
     """
     blocks = {offset: (offset - start) // 4096 for offset in offsets if offset >= start}
-    if not blocks:
-        return {}
     target = f"{disk}?offset={start}"
-    free = _debugfs(target, "".join(f"testb {block}\n" for block in blocks.values()))
-    unused = {int(n) for n in re.findall(r"Block (\d+) not in use", free)}
-    used = sorted(set(blocks.values()) - unused)
-    owners = _pairs(_debugfs(target, f"icheck {' '.join(map(str, used))}\n")) if used else {}
-    inodes = sorted({inode for inode in owners.values() if inode.isdigit()})
-    names = _pairs(_debugfs(target, f"ncheck {' '.join(inodes)}\n")) if inodes else {}
+    asked = _debugfs(target, "testb", set(blocks.values()), together=1)
+    unused = {int(n) for n in re.findall(r"Block (\d+) not in use", asked)}
+    owners = _pairs(_debugfs(target, "icheck", set(blocks.values()) - unused))
+    inodes = {int(inode) for inode in owners.values() if inode.isdigit()}
+    names = _pairs(_debugfs(target, "ncheck", inodes))
     return {
         offset: "<free>" if block in unused else _owner(owners.get(str(block), ""), names)
         for offset, block in blocks.items()
@@ -143,8 +140,13 @@ def _pairs(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in lines}
 
 
-def _debugfs(target: str, commands: str) -> str:
-    done = subprocess.run(
-        ["debugfs", "-f", "-", target], input=commands, capture_output=True, text=True, check=False
-    )
+def _debugfs(target: str, command: str, numbers: set[int], together: int = 400) -> str:
+    """What debugfs says to a command for these numbers, some of them ``together`` on a line."""
+    ordered = [str(number) for number in sorted(numbers)]
+    lines = [
+        f"{command} {' '.join(ordered[at : at + together])}\n"
+        for at in range(0, len(ordered), together)
+    ]
+    argv = ["debugfs", "-f", "-", target]
+    done = subprocess.run(argv, input="".join(lines), capture_output=True, text=True, check=False)
     return done.stdout

@@ -127,8 +127,8 @@ def test_cells_count_canaries_and_the_sites_own_are_told_as_reported():
         tool("ours", {"d": ["/d"]}, ["/d"]),
     )
     lines = report.table(CANARIES, [theirs, ours])
-    assert "| journal | 2 | 1 | 0 |" in lines
-    assert "| homes | 1 | 1 | 0 |" in lines
+    assert "| journal | 2 | 1 (0) | 0 |" in lines
+    assert "| homes | 1 | 1 (1) | 0 |" in lines
     assert "| keys | 1 | 0 | 1 (1 reported) |" in lines
     assert report.leftovers(theirs, CANARIES) == ["- a: `<free>`", "- c: `/home`"]
     assert report.leftovers(ours, CANARIES) == []
