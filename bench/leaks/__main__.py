@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,28 +59,17 @@ def column(tool: Tool, start: Used, work: Path, *, boot: bool) -> dict[str, Any]
         home.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         say(f"{tool.name}: {tool.how}")
-        outcome = tool.run(start, work, target)
-        hits = search(target, start.needles)
-        places = whereabouts(target, start.root, (hit.offset for hit in hits))
-        left: dict[str, list[str]] = {}
-        for hit in hits:
-            place = places.get(hit.offset, "<outside>")
-            names = left.setdefault(hit.name, [])
-            if place not in names:
-                names.append(place)
-        say(f"{tool.name}: {len(left)} of {len(start.canaries)} left")
-        return {
-            "name": tool.name,
-            "how": tool.how,
-            "left": left,
-            "seconds": outcome.seconds,
-            "version": outcome.version,
-            "reported": list(outcome.reported),
-            "notes": list(outcome.notes),
-            "details": dict(outcome.details),
-        }
+        return asdict(tool.run(start, work, target))
 
-    found = stage(home / "result.json", key, make)
+    def look() -> dict[str, Any]:
+        left = found_on(target, start)
+        say(f"{tool.name}: {len(left)} of {len(start.canaries)} left")
+        return left
+
+    outcome = stage(home / "result.json", key, make)
+    searched = f"{key} {digest(Path(__file__).with_name('search.py'))}"
+    left = stage(home / "left.json", searched, look)
+    found = {"name": tool.name, "how": tool.how, "left": left, **outcome}
     if boot:
 
         def start_it() -> dict[str, Any]:
@@ -92,6 +82,19 @@ def column(tool: Tool, start: Used, work: Path, *, boot: bool) -> dict[str, Any]
     elif (home / "boot.json").exists():
         found["boot"] = json.loads((home / "boot.json").read_text())["value"]
     return found
+
+
+def found_on(disk: Path, start: Used) -> dict[str, list[str]]:
+    """Where each canary stands that is left: names of files, ``<free>`` and the like."""
+    hits = search(disk, start.needles)
+    places = whereabouts(disk, start.root, (hit.offset for hit in hits))
+    left: dict[str, list[str]] = {}
+    for hit in hits:
+        place = places.get(hit.offset, "<outside>")
+        names = left.setdefault(hit.name, [])
+        if place not in names:
+            names.append(place)
+    return left
 
 
 def digest(*paths: Path) -> str:

@@ -71,17 +71,17 @@ def table(canaries: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, An
         lines += [f"| kind | planted | {' | '.join(tool['name'] for tool in tools)} |"]
         lines += ["|---" * (2 + len(tools)) + "|"]
         for kind in sorted(planted):
-            cells = [_cell(*(found[kind] for found in column), group) for column in columns]
+            cells = [_cell((found[kind] for found in column), group) for column in columns]
             lines.append(f"| {kind} | {planted[kind]} | {' | '.join(cells)} |")
         sums = [
-            _cell(*(sum(found.values()) for found in column), group, bold=True)
-            for column in columns
+            _cell((sum(found.values()) for found in column), group, bold=True) for column in columns
         ]
         lines += [f"| **all** | **{len(mine)}** | {' | '.join(sums)} |", ""]
     return lines
 
 
-def _cell(left: int, files: int, said: int, group: str, *, bold: bool = False) -> str:
+def _cell(counts: Iterable[int], group: str, *, bold: bool = False) -> str:
+    left, files, said = counts
     text = f"**{left}**" if bold else str(left)
     if group == "site" and said:
         return f"{text} ({said} reported)"
