@@ -29,7 +29,6 @@ from calotype.guest.scrub import scrub, snapshots
 from calotype.guest.secrets import secrets
 from calotype.machine import Agent, Completed
 from calotype.machine.appliance import ApplianceMachine, Drive, appliance
-from calotype.machine.channel import connect
 from calotype.progress import SILENT, Progress
 from calotype.recipe.appliance import build_appliance
 
@@ -73,8 +72,7 @@ def appliance_tree(context: Context, source: Disk) -> Iterator[MountedGuest]:
         overlay.create(scratch, source.size)
         fd = os.open(scratch, os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, fd)
-        client = stack.enter_context(connect(path))
-        shell = stack.enter_context(_start(context, Drive(client, "disk", fd)))
+        shell = stack.enter_context(_start(context, Drive(path, "disk", fd)))
         yield mount_guest(shell, writable=False)
 
 
@@ -86,7 +84,7 @@ def appliance_guest(context: Context, view: WritableView) -> Iterator[MountedGue
         GuestError: no operating system was found, or it cannot be mounted or changed.
         ToolMissing: QEMU is not installed.
     """
-    with _on_view(context, view) as shell:
+    with on_view(context, view) as shell:
         mounted = mount_guest(shell, writable=True)
         yield mounted
         mounted.guest.flush()
@@ -126,7 +124,7 @@ def generalize_in_appliance(
     window = Window.open(view.path)
     with closing(MappedDisk(parse(window), window)) as disk:
         found = survey(disk)
-    with _on_view(context, view) as shell:
+    with on_view(context, view) as shell:
         with progress.phase("starting the appliance", None):
             _refuse_snapshots(shell)
             mounted = mount_guest(shell, writable=True)
@@ -206,11 +204,11 @@ def _refuse_snapshots(shell: ApplianceMachine) -> None:
 
 
 @contextmanager
-def _on_view(context: Context, view: WritableView) -> Iterator[ApplianceMachine]:
+def on_view(context: Context, view: WritableView) -> Iterator[ApplianceMachine]:
+    """An appliance with a view's disk, which it can write to, and nothing mounted."""
     with (
         view.served() as served,
-        connect(served.socket) as client,
-        _start(context, Drive(client, served.export)) as shell,
+        _start(context, Drive(served.socket, served.export)) as shell,
     ):
         yield shell
 

@@ -6,6 +6,7 @@ only a hint, and QEMU rounds it to the clusters of an overlay; zeros go down to 
 journals are emptied, free inodes of ext4 and swap space too, and each file system must be clean then.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 
@@ -99,14 +100,14 @@ def _scrub(shell: Shell, device: Device) -> int:
     )
     options = ["rw", "nodev"] + (["subvolid=5"] if device.type == "btrfs" else [])
     attach(shell, Device(loop, device.type, {}), ALONE, options)
-    trim = b"sync -f %s && /usr/sbin/fstrim -v %s && umount %s && losetup -d %s && sync"
+    trim = b"sync -f %s && fstrim -v %s && umount %s && losetup -d %s && sync"
     place = ALONE.encode()
     said = ask(shell, trim % (place, place, place, loop.encode()), timeout=_LONG)
     if device.type in _EXT:
         _clear_inodes(shell, device)
     check(shell, device)
-    number = said.rpartition(b"(")[2].split(b" ")[0]
-    return int(number) if number.isdigit() else 0
+    number = re.search(rb": (\d+) bytes", said)
+    return int(number[1]) if number else 0
 
 
 def _clear_inodes(shell: Shell, device: Device) -> None:

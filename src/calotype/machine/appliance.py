@@ -1,19 +1,19 @@
 """A throw-away machine of ours that looks at a stranger's disks: its kernel mounts them, never the host's.
 
-It has no network, no firmware of the guest's, and sees nothing of the host: kernel, disks and channel are
-descriptors that it is given. Scripts go in over one virtual serial port, and what they print comes out. It
-ends with the process that started it, and at its time limit, whatever happens inside.
+It has no network, starts nothing of the guest's, and sees nothing of the host: its disks are sockets that
+it is given. Scripts go in over one virtual serial port, and what they print comes out. It ends with the
+process that started it, and at its time limit, whatever happens inside.
 """
 
 import contextlib
 import json
-import os
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from calotype import run
 from calotype.errors import GuestError, TimedOut
@@ -37,12 +37,12 @@ _KERNEL = (
 
 
 class Drive(NamedTuple):
-    """A disk of the appliance: a connection to an NBD server, and which export of it.
+    """A disk of the appliance: the socket of an NBD server, and which export of it.
 
     With ``overlay`` (a descriptor of an empty overlay, open for writing) nothing is written to the server.
     """
 
-    connection: socket.socket
+    socket: Path
     export: str
     overlay: int | None = None
 
@@ -51,9 +51,14 @@ class ApplianceMachine:
     """One that runs; use :func:`appliance`. After a failure it answers no more."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], channel: socket.socket, deadline: float
+        self,
+        process: subprocess.Popen[bytes],
+        channel: socket.socket,
+        deadline: float,
+        errors: IO[bytes],
     ) -> None:
         self._process = process
+        self._errors = errors
         self._channel = channel
         self._deadline = deadline
         self._requests = 0
@@ -82,14 +87,14 @@ class ApplianceMachine:
             self._send(head + script + stdin, deadline)
             number, status, output, errors = self._head(deadline)
             if number != self._requests or output + errors > _LONGEST:
-                raise GuestError("the appliance answers nonsense")
+                raise ValueError("another answer")  # noqa: TRY301 - one end for all that is wrong
             return Completed(status, self._take(output, deadline), self._take(errors, deadline))
         except TimeoutError:
             self.kill()
             raise TimedOut(f"the appliance did not answer within {timeout:g} s") from None
         except (OSError, ValueError) as error:
             self.kill()
-            raise GuestError("the appliance ended before it answered") from error
+            raise GuestError(f"the appliance failed: {self._last_words()}") from error
         except BaseException:
             self.kill()
             raise
@@ -99,6 +104,11 @@ class ApplianceMachine:
         run.kill_group(self._process)
         self._process.wait()
         self._channel.close()
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read(1 << 16).decode("utf-8", "replace").strip().splitlines()
+        return lines[-1] if lines else "it ended without a word, or makes no sense"
 
     def _head(self, deadline: float) -> tuple[int, int, int, int]:
         while (end := self._buffer.find(b"\n", 0, 200)) < 0:
@@ -145,7 +155,7 @@ def appliance(
     Args:
         kernel: its kernel.
         initrd: its initial RAM disk.
-        drives: its disks, ``/dev/vda`` and on; their connections are used up.
+        drives: its disks, ``/dev/vda`` and on.
         accel: as :meth:`~calotype.machine.QemuDriver.acceleration` says.
         wall: seconds that it may live.
 
@@ -157,11 +167,13 @@ def appliance(
         stack.enter_context(ours)
         stack.enter_context(theirs)
         fds = [theirs.fileno()]
-        for drive in drives:
-            fds.append(drive.connection.fileno())
-            fds += [drive.overlay] if drive.overlay is not None else []
+        fds += [drive.overlay for drive in drives if drive.overlay is not None]
+        files = {"/kernel": str(kernel), "/initrd": str(initrd)}
+        for number, drive in enumerate(drives):
+            drive.socket.chmod(0o666)  # of a directory that is its owner's alone
+            files[f"/nbd{number}"] = str(drive.socket)
         sandbox = run.Sandbox(
-            read_only={"/kernel": str(kernel), "/initrd": str(initrd)},
+            read_only=files,
             devices=["/dev/kvm"] if accel == "kvm" else [],
             uid=_NOBODY,
             groups=kvm_groups() if accel == "kvm" else (),
@@ -173,11 +185,16 @@ def appliance(
             file_size=_OVERLAY,
             open_files=256,
         )
+        errors = stack.enter_context(tempfile.TemporaryFile())
         process = run.spawn(
-            _command(theirs.fileno(), drives, accel), sandbox=sandbox, limits=limits, pass_fds=fds
+            _command(theirs.fileno(), drives, accel),
+            sandbox=sandbox,
+            limits=limits,
+            stderr=errors,
+            pass_fds=fds,
         )
         theirs.close()
-        machine = ApplianceMachine(process, ours, time.monotonic() + wall)
+        machine = ApplianceMachine(process, ours, time.monotonic() + wall, errors)
         stack.callback(machine.kill)
         yield machine
 
@@ -215,7 +232,7 @@ def _nodes(number: int, drive: Drive) -> list[dict[str, Any]]:
     server = {
         "driver": "nbd",
         "node-name": below if layered else name,
-        "server": {"type": "fd", "str": str(drive.connection.fileno())},
+        "server": {"type": "unix", "path": f"/nbd{number}"},
         "export": drive.export,
         "read-only": layered,
     }

@@ -51,7 +51,7 @@ _PACKAGES = (
 #: Programs that do more than busybox's applets of the same names, or that it has not.
 _PROGRAMS = (
     *("bin/busybox", "bin/find", "bin/setfattr", "bin/getfattr", "bin/btrfs", "bin/xargs"),
-    *("sbin/blkid", "sbin/blkdiscard", "sbin/fstrim", "sbin/lvm", "sbin/dmsetup"),
+    *("sbin/blkid", "sbin/blkdiscard", "sbin/lvm", "sbin/dmsetup"),
     *("sbin/e2fsck", "sbin/dumpe2fs", "sbin/xfs_repair", "sbin/xfs_db", "sbin/fsck.fat"),
 )
 
