@@ -25,7 +25,8 @@ Line = Annotated[str, Meta(max_length=4096)]
 Text = Annotated[str, Meta(max_length=1 << 20)]
 Hex = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", max_length=64)]
 Whole = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-FileName = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", max_length=100)]
+#: Without a directory; a bare ``$`` would let a line end follow.
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$(?!\n)", max_length=100)]
 
 
 class _Record(Struct, frozen=True, kw_only=True, rename="camel"):
