@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -194,7 +195,8 @@ def test_an_entry_is_there_with_what_it_records_or_not_at_all(catalog):
 
 
 def test_what_cannot_come_back_as_it_was_is_refused(catalog):
-    for detail in ({"x": 1.0}, {"x": b""}, {1: "x"}, {"x": timedelta(1)}):
+    details: list[Any] = [{"x": 1.0}, {"x": b""}, {1: "x"}, {"x": timedelta(1)}]
+    for detail in details:
         with pytest.raises(InvalidInput):
             catalog.audit.append(Act("a", "b", detail))
     with pytest.raises(InvalidInput):

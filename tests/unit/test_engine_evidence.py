@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -27,6 +28,7 @@ from calotype.disk.durable import write_private
 from calotype.engine import evidence as module
 from calotype.engine import images
 from calotype.engine.bootreport import Artifact, BootReport, CloneReport, Difference
+from calotype.engine.context import Context
 from calotype.engine.evidence import find_evidence, read_evidence, write_evidence
 from calotype.engine.export import export_image
 from calotype.engine.import_ import ImageRequest, import_image
@@ -50,7 +52,7 @@ from calotype.guest.proof import Finding, Proof
 from calotype.guest.secrets import Secret
 from calotype.guest.steps import STEPS
 from calotype.guest.steps.step import Concern
-from calotype.model import MIB, OsState, OsType, Stage, Verdict
+from calotype.model import MIB, Image, OsState, OsType, Stage, Verdict
 
 ROOT = Path(__file__).parents[2]
 NASTY = "/etc/<script>alert('x')</script> \x1b[31m\u202e \udcff\nVerdict: Generalized"
@@ -99,7 +101,11 @@ def booted(room, image, colour=(0, 0, 0), problems=()):
     clones = []
     for name in "AB":
         artifacts = []
-        for kind, data in (("screenshot", png(colour)), ("serial-log", name.encode() * 100)):
+        made: dict[Literal["screenshot", "serial-log"], bytes] = {
+            "screenshot": png(colour),
+            "serial-log": name.encode() * 100,
+        }
+        for kind, data in made.items():
             path = room / f"{name}-{kind}"
             path.write_bytes(data)
             digest = hashlib.sha256(data).hexdigest()
@@ -167,6 +173,11 @@ def own(context):
     return [Keys(context.home).own()]
 
 
+def said(context: Context, image: Image) -> Any:
+    """What the image's report says."""
+    return read_evidence(context, image).evidence
+
+
 def resigned(context, image, **changes):
     """The image's report with other words, rightly signed."""
     statement = read_evidence(context, image).statement
@@ -194,7 +205,7 @@ def test_a_report_says_all_that_was_seen(context, image, room):
     report = read_evidence(context, image)
     assert report.path == path
     assert report.key_id == own(context)[0].id
-    evidence = report.evidence
+    evidence = said(context, image)
     assert evidence.proof.verdict.state == "Mixed"
     assert [check.passed for check in evidence.proof.checks] == [False, True, True, True, True]
     worst = evidence.proof.checks[0]
@@ -211,7 +222,7 @@ def test_a_report_says_all_that_was_seen(context, image, room):
 def test_the_statement_is_in_totos_and_its_digests_are_those_of_the_raw_disks(context, image, room):
     write_evidence(context, image, CLEAN)
     report = read_evidence(context, image)
-    value = module.as_json(report.statement)
+    value: Any = module.as_json(report.statement)
     assert value["_type"] == STATEMENT
     assert value["predicateType"] == PREDICATE
     for subject, name, lun in zip(value["subject"], ("os", "data"), (None, 3), strict=True):
@@ -225,7 +236,7 @@ def test_the_statement_is_in_totos_and_its_digests_are_those_of_the_raw_disks(co
 
 def test_secrets_are_paths_and_hostile_names_are_one_harmless_line(context, image):
     write_evidence(context, image, MIXED)
-    evidence = read_evidence(context, image).evidence
+    evidence = said(context, image)
     assert [s.path for s in evidence.proof.secrets] == ["/etc/ssl/private/x.key"]
     line = evidence.proof.checks[0].left[0]
     assert "\\u001b[31m\\u202e \\udcff\\u000aVerdict" in line
@@ -238,12 +249,12 @@ def test_later_parts_are_added_and_digests_are_not_computed_again(
     write_evidence(context, image, CLEAN, generalized=DONE, forced="once")
     monkeypatch.setattr(module, "content_digests", None)
     write_evidence(context, image, boot=booted(room, image))
-    evidence = read_evidence(context, image).evidence
+    evidence = said(context, image)
     assert evidence.generalized
     assert evidence.boot.passed
     assert evidence.proof.verdict.state == "Generalized"
     write_evidence(context, image, MIXED, forced="twice")
-    evidence = read_evidence(context, image).evidence
+    evidence = said(context, image)
     assert evidence.boot
     assert [override.reason for override in evidence.overrides] == ["once", "twice"]
 
@@ -268,9 +279,9 @@ def test_files_of_the_boot_test_must_be_what_it_says(context, image, room):
 
 def test_a_new_report_replaces_the_last_one_and_its_files(context, image, room):
     path = write_evidence(context, image, CLEAN, boot=booted(room, image, (1, 1, 1)))
-    before = {file.name for file in read_evidence(context, image).evidence.files}
+    before = {file.name for file in said(context, image).files}
     write_evidence(context, image, boot=booted(room, image, (2, 2, 2)))
-    after = {file.name for file in read_evidence(context, image).evidence.files}
+    after = {file.name for file in said(context, image).files}
     assert before != after
     assert set(os.listdir(path.parent)) == {"report.json", *after}
 
@@ -309,7 +320,7 @@ def test_a_kill_at_any_write_leaves_the_last_good_report(context, image, room, n
     verified = verify_report(again.path, keys=own(context))
     assert sum(a.outcome is Outcome.HOLDS for a in verified.answers) == 4  # all its files
     write_evidence(context, image, MIXED)
-    files = {file.name for file in read_evidence(context, image).evidence.files}
+    files = {file.name for file in said(context, image).files}
     assert set(os.listdir(again.path.parent)) == {"report.json", *files}
 
 
@@ -325,7 +336,7 @@ def test_two_commands_write_one_after_the_other(context, image, room):
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(work, range(4)))
-    reasons = {override.reason for override in read_evidence(context, image).evidence.overrides}
+    reasons = {override.reason for override in said(context, image).overrides}
     assert reasons == {f"number {number}" for number in range(4)}
 
 
@@ -355,7 +366,7 @@ def test_no_report_goes_while_an_operation_may_be_about_to_make_its_image(contex
 def test_it_is_exported_beside_the_disk(context, image, room):
     assert export_image(context, "web", room / "none.raw").report is None
     path = write_evidence(context, image, CLEAN)
-    done = export_image(context, "web", room / "web.raw")
+    done = exported(context, room / "web.raw")
     assert done.report == room / "web.raw.report.json"
     assert done.report.read_bytes() == path.read_bytes()
     assert export_image(context, "web", room / "web.vhd", report=False).report is None
@@ -394,6 +405,11 @@ def test_a_report_of_another_image_is_refused(context, image):
 # -- verify-report
 
 
+def exported(context: Context, path: Path) -> Any:
+    """What exporting the OS disk gave."""
+    return export_image(context, "web", path)
+
+
 def outcomes(verified):
     return [answer.outcome for answer in verified.answers]
 
@@ -401,7 +417,7 @@ def outcomes(verified):
 def test_disks_in_every_format_are_what_the_report_says(context, image, room):
     write_evidence(context, image, CLEAN)
     for name in ("web.raw", "web.vhd", "web.qcow2", "web.vhdx", "web-stream.vmdk"):
-        done = export_image(context, "web", room / name)
+        done = exported(context, room / name)
         verified = verify_report(done.report, keys=own(context), disks=[done.path])
         assert verified.holds
         assert outcomes(verified) == [Outcome.HOLDS, Outcome.NOT_ASKED]  # nothing of LUN 3
@@ -438,7 +454,7 @@ def test_disks_of_other_sizes_and_what_is_no_disk(context, image, room):
 
 def test_what_pads_a_disk_must_be_zero(context, image, room):
     write_evidence(context, image, CLEAN)
-    done = export_image(context, "web", room / "web.vhd")
+    done = exported(context, room / "web.vhd")
     with done.path.open("r+b") as file:
         file.seek(image.os_disk.size)
         file.write(b"x")
@@ -503,7 +519,9 @@ def test_another_kind_of_statement(context, image):
     assert decode(json.dumps(payload).encode())  # a newer version may say more
 
 
-_STATEMENT = {}  # of the last test run, for Hypothesis: a report costs more than an example may
+_STATEMENT: dict[
+    str, Any
+] = {}  # of the last test run, for Hypothesis: a report costs more than an example may
 
 
 @settings(
@@ -523,7 +541,9 @@ def test_statements_of_wrong_types_are_refused_in_our_words(context, image, data
             place = place[key]
             continue
         break
-    junk = st.sampled_from([None, -1, 1 << 64, "", "\0", [], {}, [[]], True, {"a": 1}, "x" * 5000])
+    junk: st.SearchStrategy[Any] = st.sampled_from(
+        [None, -1, 1 << 64, "", "\0", [], {}, [[]], True, {"a": 1}, "x" * 5000]
+    )
     place[key] = data.draw(junk)
     with suppress(InvalidInput):  # and no other exception
         decode(json.dumps(value).encode())

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -212,7 +213,8 @@ def test_another_type_under_a_right_signature(signer, envelope):
 
 def test_no_signature(signer, envelope):
     refused(json.loads(envelope) | {"signatures": []}, signer, match="not signed")
-    for empty in (None, {}, "", [None], [{}], [{"keyid": "", "sig": ""}]):
+    wrong: list[Any] = [None, {}, "", [None], [{}], [{"keyid": "", "sig": ""}]]
+    for empty in wrong:
         refused(json.loads(envelope) | {"signatures": empty}, signer)
 
 

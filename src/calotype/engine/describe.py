@@ -13,6 +13,7 @@ from calotype.guest.generalize import GeneralizeReport
 from calotype.guest.inspect import Inspection
 from calotype.guest.proof import Finding, Proof
 from calotype.guest.steps import STEPS
+from calotype.guest.windows_checks import CHECKS
 from calotype.model import Image
 from calotype.units import one_line, visible
 
@@ -98,7 +99,7 @@ def _seen(proof: Proof, at: datetime) -> form.Seen:
 
 
 def _check(name: str, finding: Finding | None) -> form.Check:
-    step = next((step for step in STEPS if step.name == name), None)
+    step = next((step for step in (*STEPS, *CHECKS) if step.name == name), None)
     if finding is None:
         return form.Check(
             step=name,
