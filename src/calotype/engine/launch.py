@@ -17,6 +17,7 @@ from calotype.engine.context import Context
 from calotype.engine.machines import indexes, seed_path, specification
 from calotype.errors import Conflict, InvalidInput
 from calotype.machine.seed import Provisioning, build_seed, hash_password
+from calotype.machine.windows_seed import WindowsProvisioning, build_windows_seed
 from calotype.model import (
     GIB,
     MIB,
@@ -34,6 +35,7 @@ from calotype.model import (
 _FIRST_UID = 1_900_000_000
 _UIDS_PER_HOME = 10_000
 _PORTS = range(22_000, 32_000)
+_ADMIN = "azureuser"  # unless another is named
 _MAX_VCPUS = 255
 _MIN_MEMORY = 64 * MIB
 
@@ -110,7 +112,7 @@ def _check(request: VmRequest, image: Image) -> None:
             hint="leave them out, or make a generalized image of it",
         )
     if image.os_state is OsState.GENERALIZED and image.os_type is OsType.WINDOWS:
-        raise InvalidInput("provisioning of generalized Windows images is not built yet")
+        _check_windows(request)
     taken = {disk.lun for disk in image.data_disks}
     for lun, size in request.new_data_disks.items():
         if lun in taken or not 0 <= lun <= 63:
@@ -126,6 +128,20 @@ def _check(request: VmRequest, image: Image) -> None:
         raise InvalidInput(
             f"the OS disk of image '{image.name}' has {image.os_disk.size} bytes and cannot shrink"
         )
+
+
+def _check_windows(request: VmRequest) -> None:
+    """Refuse what a generalized Windows cannot be given; nobody could log on to it without a password."""
+    if request.ssh_keys:
+        raise InvalidInput(
+            "--ssh-key-values: a Windows takes a password", hint="give --admin-password"
+        )
+    if not request.admin_password:
+        raise InvalidInput(
+            "a generalized Windows needs a password for its administrator",
+            hint="give --admin-password: 12 characters or more, of three kinds",
+        )
+    _windows_provisioning(request)
 
 
 def _check_size(request: VmRequest) -> None:
@@ -181,8 +197,8 @@ def _plan(context: Context, request: VmRequest, image: Image) -> VirtualMachine:
         architecture=image.architecture,
         image_id=image.id,
         os_state=image.os_state,
-        computer_name=_computer_name(request) if generalized else None,
-        admin_user=(request.admin_user or "azureuser") if generalized else None,
+        computer_name=_computer_name(request, image.os_type) if generalized else None,
+        admin_user=(request.admin_user or _ADMIN) if generalized else None,
         ssh_port=0,
         mac="52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3)),
         network=request.network,
@@ -227,8 +243,11 @@ def _make_files(context: Context, vm: VirtualMachine, request: VmRequest) -> Non
         jobs: list[Future[None]] = [pool.submit(fsync_directory, directory.parent)]
         jobs += [pool.submit(blank.create, context.disk_path(d.id), d.size) for d in vm.disks]
         if vm.os_state is OsState.GENERALIZED:
-            who = _provisioning(context, vm, request)
-            jobs.append(pool.submit(build_seed, seed_path(directory), who))
+            seed = seed_path(directory)
+            if vm.os_type is OsType.WINDOWS:
+                jobs.append(pool.submit(build_windows_seed, seed, _windows_provisioning(request)))
+            else:
+                jobs.append(pool.submit(build_seed, seed, _provisioning(context, vm, request)))
         for job in jobs:
             job.result()
 
@@ -249,6 +268,16 @@ def _provisioning(context: Context, vm: VirtualMachine, request: VmRequest) -> P
     )
 
 
+def _windows_provisioning(request: VmRequest) -> WindowsProvisioning:
+    return WindowsProvisioning(
+        computer_name=_computer_name(request, OsType.WINDOWS),
+        admin_user=request.admin_user or _ADMIN,
+        password=request.admin_password or "",
+        timezone=request.timezone,
+        custom_data=request.custom_data,
+    )
+
+
 def _start_or_undo(context: Context, vm: VirtualMachine, found: Mapping[str, bases.Base]) -> None:
     """Start the new VM; when it does not start, it does not exist (its files go with the operation)."""
     try:
@@ -258,7 +287,10 @@ def _start_or_undo(context: Context, vm: VirtualMachine, found: Mapping[str, bas
         raise
 
 
-def _computer_name(request: VmRequest) -> str:
+def _computer_name(request: VmRequest, os_type: OsType) -> str:
+    if os_type is OsType.WINDOWS:  # which has rules of its own, and checks them
+        short = request.name.replace("_", "-").replace(".", "-")[:15].strip("-")
+        return request.computer_name or short
     if request.admin_user:
         names.admin_user(request.admin_user)
     return names.computer_name(
