@@ -338,7 +338,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler())
     started = time.monotonic()
     tallies = campaign(arguments.cases, arguments.points, arguments.jobs)
     seconds = time.monotonic() - started

@@ -3,20 +3,23 @@
 import io
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from tests.used_vm import contents, edit, os_disk, used_vm
+from tests.used_vm import MIB, contents, edit, os_disk, used_vm, write
 
 from calotype import cli, wire
 from calotype.cli import inplace as commands
 from calotype.config import Home
 from calotype.disk.base import read
-from calotype.engine import inplace, look, machines, storage
+from calotype.engine import inplace, look, machines, storage, sysprep, sysprep_preflight
 from calotype.engine.capture import CaptureRequest, capture_vm
 from calotype.engine.inplace import generalize_vm
 from calotype.engine.restore import list_points, restore, take_restore_point
+from calotype.engine.sysprep_preflight import Obstacle, Preflight
 from calotype.errors import GuestError, InvalidInput, NotAllowed, TimedOut
+from calotype.guest import Proof
 from calotype.guest import steps as all_steps
 from calotype.machine.agent import Completed
 from calotype.model import OsState, OsType, Verdict
@@ -91,6 +94,7 @@ def test_again_is_nothing(context, vm):
     generalize_vm(context, "web")
     before = context.catalog.vm("web")
     report = generalize_vm(context, "web")
+    assert report.already
     assert report.steps is None
     assert report.vm == before == context.catalog.vm("web")
     assert len(list_points(context, "web")) == 1
@@ -129,9 +133,78 @@ def test_what_cannot_be_generalized_is_refused_before_anything(context, vm):
     assert contents(context, "web") == before
 
 
-def test_windows_is_not_touched(context, vm):
+@pytest.fixture
+def windows(context, vm, monkeypatch):
+    """The VM, said to be a running Windows: what its pre-flight finds, Sysprep does, the proof sees."""
+
+    class Windows:
+        obstacles: tuple[Obstacle, ...] = ()
+        verdict = Verdict.GENERALIZED
+        ran = 0
+
+        def preflight(self, _agent):
+            return Preflight("C:\\Windows", "Windows Server", self.obstacles)
+
+        def sysprep_vm(self, _context, _name, *, timeout, force):
+            assert (timeout, force) == (3600.0, bool(self.obstacles))
+            assert list_points(context, "web"), "the backup comes first"
+            self.ran += 1
+            write(context, vm.os_disk, 3 * MIB, 65_536, 0x5A)
+            return sysprep.SysprepReport(product="Windows Server", obstacles=(), seconds=7.0)
+
+        def prove(self, _context, disk):
+            assert read(disk, 3 * MIB, 4096) == b"\x5a" * 4096
+            return Proof(
+                verdict=self.verdict, reasons=("State.ini says otherwise",), seen=cast("Any", None)
+            )
+
+    fake = Windows()
     context.catalog.update_vm(vm.id, os_type=OsType.WINDOWS.value)
-    with pytest.raises(InvalidInput, match="only Linux"):
+    monkeypatch.setattr(inplace, "running", lambda _context, _name: Path("/nowhere"))
+    monkeypatch.setattr(sysprep_preflight, "preflight", fake.preflight)
+    monkeypatch.setattr(sysprep, "sysprep_vm", fake.sysprep_vm)
+    monkeypatch.setattr(look, "prove", fake.prove)
+    return fake
+
+
+def test_windows_generalizes_itself_after_the_backup(context, vm, windows, capsys):
+    before = contents(context, "web")
+    assert generalize_vm(context, "web", dry_run=True).restore_point is None
+    assert windows.ran == 0
+    assert cli.run(["vm", "generalize", "web"]) == 0
+    assert "is generalized: Sysprep took 7 s" in capsys.readouterr().out
+    made = context.catalog.vm("web")
+    assert made.generalized
+    assert made.disks == context.catalog.vm(vm.id).disks
+    restore(context, "web")
+    assert contents(context, "web") == before
+    assert not context.catalog.vm("web").generalized
+
+
+def test_a_windows_that_cannot_be_is_not_touched(context, windows):
+    windows.obstacles = (Obstacle("BitLocker is on", "decrypt C:"),)
+    assert generalize_vm(context, "web", dry_run=True).notes == ("BitLocker is on: decrypt C:",)
+    with pytest.raises(NotAllowed, match="BitLocker is on"):
+        generalize_vm(context, "web")
+    assert (windows.ran, list_points(context, "web")) == (0, [])
+    generalize_vm(context, "web", force=True)
+    assert windows.ran == 1
+
+
+def test_a_windows_that_is_not_general_after_all_is_not_called_so(context, vm, windows):
+    before = contents(context, "web")
+    windows.verdict = Verdict.UNKNOWN
+    with pytest.raises(GuestError, match="looks Unknown: State") as refused:
+        generalize_vm(context, "web")
+    assert "vm restore web" in str(refused.value.hint)
+    assert not context.catalog.vm("web").generalized
+    restore(context, "web")
+    assert contents(context, "web") == before
+
+
+def test_a_windows_that_does_not_run_cannot_be(context, vm):
+    context.catalog.update_vm(vm.id, os_type=OsType.WINDOWS.value)
+    with pytest.raises(NotAllowed, match="is stopped"):
         generalize_vm(context, "web")
     assert list_points(context, "web") == []
 
@@ -206,7 +279,8 @@ class Agent:
 
 def test_the_guests_tools_run_in_the_order_that_works():
     agent = Agent({"waagent": Completed(0, b"done", b""), "cloud-init": Completed(1, b"", b"no")})
-    done = list(inplace._tools(cast("Any", agent), 5.0))
+    chosen = [step.command for step in all_steps.select({"debian"}) if step.command]
+    done = list(inplace._run(cast("Any", agent), chosen, 5.0))
     assert agent.ran == [
         ["waagent", "-force", "-deprovision+user"],
         ["cloud-init", "clean", "--logs"],
@@ -220,7 +294,8 @@ def test_the_guests_tools_run_in_the_order_that_works():
 @pytest.mark.parametrize("error", [GuestError("gone"), TimedOut("hangs")])
 def test_a_tool_that_ends_its_own_channel_stops_nothing(error):
     agent = Agent({"waagent": error})
-    done = list(inplace._tools(cast("Any", agent), 5.0))
+    tools = [("waagent", "-force"), ("cloud-init", "clean")]
+    done = list(inplace._run(cast("Any", agent), tools, 5.0))
     assert [command[0] for command in agent.ran] == ["waagent", "cloud-init"]
     assert [(c.command[0], c.status) for c in done] == [("waagent", None)]
 

@@ -219,11 +219,14 @@ class Catalog:
             db.execute(update(disks).where(disks.c.vm_id == vm_id).values(vm_id=None, lun=None))
             db.execute(delete(vms).where(vms.c.id == vm_id))
 
-    def mark_generalized(self, vm_id: str, *, index: str, overlay: str) -> None:
-        """Record that a VM's OS disk is general: ``index``, and the empty file ``overlay`` over it."""
+    def mark_generalized(
+        self, vm_id: str, *, index: str | None = None, overlay: str | None = None
+    ) -> None:
+        """Record that a VM's OS disk is general: as it is, or ``index`` and the file ``overlay`` over it."""
         os_disk = (disks.c.vm_id == vm_id, disks.c.lun.is_(None))
         with self._write() as db:
-            db.execute(update(disks).where(*os_disk).values(index=index, overlay=overlay))
+            if index is not None:
+                db.execute(update(disks).where(*os_disk).values(index=index, overlay=overlay))
             db.execute(update(vms).where(vms.c.id == vm_id).values(generalized=True))
 
     @cached_property

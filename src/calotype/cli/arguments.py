@@ -14,8 +14,8 @@ StdinPath = Annotated[str, Parameter(allow_leading_hyphen=True)]
 Repeat = Parameter(negative_iterable="", consume_multiple=True)
 
 
-def _seconds(_type: object, value: float) -> None:
-    if not 0 <= value <= 10_000_000:  # not a number is neither
+def _seconds(_type: object, value: float | None) -> None:
+    if value is not None and not 0 <= value <= 10_000_000:  # not a number is neither
         raise ValueError("is no number of seconds")
 
 

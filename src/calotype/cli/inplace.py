@@ -39,7 +39,8 @@ def generalize(
     disable: Annotated[tuple[str, ...], Repeat] = (),
     dry_run: Annotated[bool, _Flag] = False,
     yes: Annotated[bool, Parameter(alias="-y", negative="")] = False,
-    timeout: Seconds = 300.0,
+    timeout: Seconds | None = None,
+    force: Annotated[bool, _Flag] = False,
     common: Common | None = None,
 ) -> None:
     """Generalize a VM in place: it stops, makes images, and starts again only when it is restored.
@@ -60,13 +61,21 @@ def generalize(
     yes
         Do not ask.
     timeout
-        Seconds that each of the guest's own tools, and its shutdown, are given.
+        Seconds that each of the guest's own tools, and its shutdown, are given (300; Sysprep 3600).
+    force
+        Run Sysprep even if its pre-flight says that it would fail.
     """
     with session(common) as context:
         if not (yes or dry_run):
             _confirm(f"VM '{name}' will be stopped, and lose its users and its identity.")
         report = inplace.generalize_vm(
-            context, name, enable=enable, disable=disable, dry_run=dry_run, timeout=timeout
+            context,
+            name,
+            enable=enable,
+            disable=disable,
+            dry_run=dry_run,
+            timeout=timeout,
+            force=force,
         )
         if for_people(common):
             _explain(report)
@@ -153,13 +162,16 @@ def _confirm(consequence: str) -> None:
 
 
 def _explain(report: InPlaceReport) -> None:
-    name = report.vm.name
-    if report.steps is None:
-        print(f"VM '{name}' is generalized already")
-    elif report.restore_point is None:
+    for note in report.notes:
+        print(visible(note))
+    if report.already:
+        print(f"VM '{report.vm.name}' is generalized already")
+    elif report.restore_point is not None:
+        _explain_done(report, report.restore_point.id)
+    elif report.steps is not None:
         _explain_rehearsal(report.steps)
     else:
-        _explain_done(report, report.steps, report.restore_point.id)
+        print("Sysprep would run in the guest; nothing was done")
 
 
 def _explain_rehearsal(steps: GeneralizeReport) -> None:
@@ -173,15 +185,24 @@ def _explain_rehearsal(steps: GeneralizeReport) -> None:
     print(f"{edits} changes would be made; nothing was done")
 
 
-def _explain_done(report: InPlaceReport, steps: GeneralizeReport, point: str) -> None:
+def _explain_done(report: InPlaceReport, point: str) -> None:
     name = report.vm.name
-    for note in report.notes:
-        print(visible(note))
     for command in report.in_guest:
         status = (
             "its end was not heard of" if command.status is None else f"status {command.status}"
         )
         print(f"in the guest: {' '.join(command.command)}: {status}")
+    if report.steps is not None:
+        _explain_steps(name, report.steps)
+    if report.sysprep is not None:
+        print(f"VM '{name}' is generalized: Sysprep took {report.sysprep.seconds:.0f} s")
+        if report.sysprep.log_line:
+            print(f"  it went on after: {visible(report.sysprep.log_line)}")
+    print(f"an image of it: calotype vm capture {name} --image IMAGE")
+    print(f"back as it was: calotype vm restore {name} (restore point {point})")
+
+
+def _explain_steps(name: str, steps: GeneralizeReport) -> None:
     edits = sum(len(step.edits) for step in steps.steps)
     print(
         f"VM '{name}' is generalized: {len(steps.steps)} steps, {edits} changes, "
@@ -189,8 +210,6 @@ def _explain_done(report: InPlaceReport, steps: GeneralizeReport, point: str) ->
     )
     for secret in steps.secrets:
         print(f"  kept, and yours to judge: {visible(secret.path)} ({secret.kind})")
-    print(f"an image of it: calotype vm capture {name} --image IMAGE")
-    print(f"back as it was: calotype vm restore {name} (restore point {point})")
 
 
 def _tell(restored: Restored) -> None:

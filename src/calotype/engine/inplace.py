@@ -4,32 +4,39 @@ In order: a rehearsal that refuses what cannot be generalized; a restore point o
 guest, the guest's own tools; an orderly shutdown; then, for a shutdown brings things back, all steps and
 checks once more on the disk that lies still. The proof looks at the result before it takes the place of
 the VM's OS disk, in one transaction. Whatever happens on the way, ``vm restore`` brings the VM back.
+
+Windows generalizes itself: Sysprep runs in the guest after a pre-flight, and the proof looks at what it left.
 """
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from calotype.disk import blank
 from calotype.disk.view import writable
 from calotype.engine import look, names
 from calotype.engine.context import Context
-from calotype.engine.machines import indexes, power
+from calotype.engine.machines import indexes, power, running
 from calotype.engine.moment import GeneralizedDisk, Moment, moment, take_generalized
 from calotype.engine.operation import Operation
 from calotype.engine.restore import keep
-from calotype.errors import CalotypeError, GuestError, InvalidInput, NotAllowed, ToolFailed
-from calotype.guest import Concern, GeneralizeReport, Proof
+from calotype.errors import CalotypeError, GuestError, NotAllowed, ToolFailed
+from calotype.guest import Concern, GeneralizeReport, Proof, select
 from calotype.machine import Agent
 from calotype.model import OsType, PowerState, RestorePoint, Verdict, VirtualMachine
 
-#: The guest's own tools, in the order that works: cloud-init's leaves what waagent needs to know its user.
-_TOOLS = (("waagent", "-force", "-deprovision+user"), ("cloud-init", "clean", "--logs"))
+if TYPE_CHECKING:
+    from calotype.engine.sysprep import SysprepReport
+
+#: The status of a shell that does not find a command.
 _MISSING = 127
 #: Runs a command that may lie in a directory for administrators; tells apart that there is none.
-_RUN = f"""PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+_SCRIPT = f"""PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 command -v "$0" >/dev/null || exit {_MISSING}
 exec "$0" "$@" </dev/null"""
+_TOOL, _SYSPREP = 300.0, 3600.0  # seconds
+_REASON = "before vm generalize"
 #: As many characters of what a tool said as a report keeps.
 _SAID = 2000
 
@@ -45,15 +52,18 @@ class GuestCommand:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InPlaceReport:
-    """What was done to a VM. ``steps`` is None when it was generalized already.
+    """What was done to a VM; ``already``: nothing, for it is generalized.
 
-    After a dry run there is neither a restore point nor a proof, and ``steps`` says what would go.
+    After a dry run there is neither a restore point nor a proof, and ``steps`` says what would go. Of a
+    Windows there are no steps; ``sysprep`` says how its own went.
     """
 
     vm: VirtualMachine
+    already: bool = False
     restore_point: RestorePoint | None = None
     in_guest: tuple[GuestCommand, ...] = ()
     steps: GeneralizeReport | None = None
+    sysprep: "SysprepReport | None" = None
     proof: Proof | None = None
     notes: tuple[str, ...] = ()
 
@@ -65,7 +75,8 @@ def generalize_vm(
     enable: Collection[str] = (),
     disable: Collection[str] = (),
     dry_run: bool = False,
-    timeout: float = 300.0,
+    timeout: float | None = None,
+    force: bool = False,
 ) -> InPlaceReport:
     """Generalize a VM in place; it is stopped then, makes images, and does not start until restored.
 
@@ -75,34 +86,96 @@ def generalize_vm(
         enable: steps to perform that are not by default.
         disable: steps to leave out.
         dry_run: change nothing, say what would go.
-        timeout: seconds that each of the guest's own tools, and its shutdown, are given.
+        timeout: seconds that each of the guest's own tools, and its shutdown, are given (300; Sysprep 3600).
+        force: run Sysprep even if its pre-flight says that it would fail.
 
     Raises:
         GuestError: the VM cannot be generalized, or the proof says that the result is not general.
+        NotAllowed: Sysprep would fail, or the Windows does not run.
         TimedOut: the guest did not shut down.
     """
     with context.vm_lock(name) as vm, context.operation() as operation:
         if vm.generalized:
-            return InPlaceReport(vm=vm)
-        if vm.os_type is not OsType.LINUX:
-            raise InvalidInput("only Linux guests can be generalized in place yet")
-        with moment(context, vm, operation) as found:
-            rehearsal = _rehearse(context, operation, vm, found, enable=enable, disable=disable)
-            if dry_run:
-                return InPlaceReport(vm=vm, steps=rehearsal)
-            point = keep(context, vm, found, "before vm generalize")
-        with _cure(vm):
-            commands, notes = _shut_down(context, vm, timeout)
-            done = _general(context, operation, vm, enable=enable, disable=disable)
-    context.drop_unused(indexes(vm))
+            return InPlaceReport(vm=vm, already=True)
+        if vm.os_type is OsType.WINDOWS:
+            report = _windows(
+                context, operation, vm, timeout=timeout or _SYSPREP, force=force, dry_run=dry_run
+            )
+        else:
+            report = _linux(
+                context,
+                operation,
+                vm,
+                enable=enable,
+                disable=disable,
+                timeout=timeout or _TOOL,
+                dry_run=dry_run,
+            )
+    if report.restore_point is not None:
+        context.drop_unused(indexes(vm))
+    return replace(report, vm=context.catalog.vm(vm.id))
+
+
+def _linux(
+    context: Context,
+    operation: Operation,
+    vm: VirtualMachine,
+    *,
+    enable: Collection[str],
+    disable: Collection[str],
+    timeout: float,
+    dry_run: bool,
+) -> InPlaceReport:
+    with moment(context, vm, operation) as found:
+        rehearsal = _rehearse(context, operation, vm, found, enable=enable, disable=disable)
+        if dry_run:
+            return InPlaceReport(vm=vm, steps=rehearsal)
+        point = keep(context, vm, found, _REASON)
+    chosen = select(rehearsal.before.distribution, enable=enable, disable=disable)
+    with _cure(vm):
+        tools = [step.command for step in chosen if step.command]
+        commands, notes = _shut_down(context, vm, tools, timeout)
+        done = _general(context, operation, vm, enable=enable, disable=disable)
     return InPlaceReport(
-        vm=context.catalog.vm(vm.id),
+        vm=vm,
         restore_point=point,
         in_guest=commands,
         steps=done.report,
         proof=done.proof,
         notes=notes,
     )
+
+
+def _windows(
+    context: Context,
+    operation: Operation,
+    vm: VirtualMachine,
+    *,
+    timeout: float,
+    force: bool,
+    dry_run: bool,
+) -> InPlaceReport:
+    """Let a running Windows generalize itself; its OS disk is the one that it leaves."""
+    from calotype.engine import sysprep, sysprep_preflight  # noqa: PLC0415 (of no use to other guests)
+
+    found = sysprep_preflight.preflight(Agent(running(context, vm.name)))
+    if dry_run:
+        notes = tuple(f"{obstacle.what}: {obstacle.cure}" for obstacle in found.obstacles)
+        return InPlaceReport(vm=vm, notes=notes)
+    if found.fatal and not force:
+        raise sysprep.refusal(found)
+    with moment(context, vm, operation) as instant:
+        point = keep(context, vm, instant, _REASON)
+    with _cure(vm):
+        done = sysprep.sysprep_vm(context, vm.name, timeout=timeout, force=force)
+        with (
+            moment(context, vm, operation) as instant,
+            closing(instant.sources[vm.os_disk.id].open()) as disk,
+        ):
+            proof = look.prove(context, disk)
+        _require_general(proof, ())
+        context.catalog.mark_generalized(vm.id)
+    return InPlaceReport(vm=vm, restore_point=point, sysprep=done, proof=proof)
 
 
 @contextmanager
@@ -134,7 +207,7 @@ def _rehearse(
 
 
 def _shut_down(
-    context: Context, vm: VirtualMachine, timeout: float
+    context: Context, vm: VirtualMachine, tools: Sequence[tuple[str, ...]], timeout: float
 ) -> tuple[tuple[GuestCommand, ...], tuple[str, ...]]:
     """Run the guest's own tools in a VM that runs, and await its end; what they said, and notes."""
     directory = context.vm_path(vm.id)
@@ -145,7 +218,7 @@ def _shut_down(
     agent = Agent(directory)
     if agent.ping():
         with context.progress.phase("the guest's own tools", None):
-            commands = tuple(_tools(agent, timeout))
+            commands = tuple(_run(agent, tools, timeout))
     else:
         notes = ("no agent answered: the guest's own tools were not asked",)
     with context.progress.phase("shutting down", None), _stopped_meanwhile(context, vm):
@@ -153,15 +226,15 @@ def _shut_down(
     return commands, notes
 
 
-def _tools(agent: Agent, timeout: float) -> Iterator[GuestCommand]:
+def _run(agent: Agent, tools: Sequence[tuple[str, ...]], timeout: float) -> Iterator[GuestCommand]:
     """Run those of the guest's tools that it has.
 
     One that does not end well stops nothing: they can end their own channel, and what they leave is found
     on the disk later.
     """
-    for command in _TOOLS:
+    for command in tools:
         try:
-            done = agent.run(["/bin/sh", "-c", _RUN, *command], timeout=timeout)
+            done = agent.run(["/bin/sh", "-c", _SCRIPT, *command], timeout=timeout)
         except (GuestError, ToolFailed) as error:
             yield GuestCommand(command, None, error.message)
             continue
