@@ -61,7 +61,7 @@ _CAUSES = (
         final=True,
     ),
     _cause(
-        r"UEFI Interactive Shell|Shell> |BdsDxe: No bootable option",
+        r"(?m)UEFI Interactive Shell|^Shell> |BdsDxe: No bootable option",
         "the firmware (UEFI) found nothing to start on its OS disk",
         final=True,
     ),
