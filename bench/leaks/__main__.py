@@ -50,9 +50,9 @@ def stage(path: Path, key: str, make: Callable[[], dict[str, Any]]) -> dict[str,
 def column(tool: Tool, start: Used, work: Path, *, boot: bool) -> dict[str, Any]:
     """A tool's results: what it left, and the first start of its result."""
     home = work / "results" / "".join(c if c.isalnum() else "-" for c in tool.name.lower())
-    key = digest(start.disk.with_name("manifest.json"), Path(__file__).parent / "tools.py")
+    key = f"{digest(start.disk.with_name('manifest.json'))} {tool!r}"
     if isinstance(tool, Calotype):
-        key += digest(*sorted((ROOT / "src/calotype").rglob("*.py")))
+        key += " " + digest(*sorted((ROOT / "src/calotype").rglob("*.py")))
     target = home / "disk.raw"
 
     def make() -> dict[str, Any]:

@@ -77,18 +77,21 @@ def _row(family: Family, work: Path) -> dict[str, Any]:
     outcome = Calotype(family.name, "").run(used, work, target)
     hits = search(target, used.needles)
     left = {hit.name for hit in hits}
-    site = {c.name: c.path for c in used.canaries if c.group is Group.SITE}
-    places = whereabouts(target, used.root, (h.offset for h in hits if h.name not in site))
-    notes = sorted({f"left: {h.name} at {places[h.offset]}" for h in hits if h.name not in site})
+    site = {canary.name for canary in used.canaries if canary.group is Group.SITE}
+    places = whereabouts(target, used.root, (hit.offset for hit in hits))
+    said = {hit.name for hit in hits if places.get(hit.offset) in outcome.reported} & site
+    notes = sorted(
+        {f"left: {h.name} at {places.get(h.offset)}" for h in hits if h.name not in site}
+    )
     return {
         "name": family.name,
         "sort": family.sort,
         "notes": notes,
         "planted": len(used.canaries) - len(site),
-        "left": len(left - set(site)),
+        "left": len(left - site),
         "site": len(site),
-        "site_left": len(left & set(site)),
-        "reported": len({path for path in site.values() if path in outcome.reported}),
+        "site_left": len(left & site),
+        "reported": len(said),
         "boot": family.start(work, target, used),
     }
 

@@ -113,7 +113,8 @@ def whereabouts(disk: Path, start: int, offsets: Iterable[int]) -> dict[int, str
 
     A path, ``<free>``, ``<journal>``, or ``<metadata>`` (inodes, directories that are no more, bitmaps).
     """
-    blocks = {offset: (offset - start) // 4096 for offset in offsets if offset >= start}
+    size = _block_size(disk, start)
+    blocks = {offset: (offset - start) // size for offset in offsets if offset >= start}
     target = f"{disk}?offset={start}"
     asked = _debugfs(target, "testb", set(blocks.values()), together=1)
     unused = {int(n) for n in re.findall(r"Block (\d+) not in use", asked)}
@@ -124,6 +125,12 @@ def whereabouts(disk: Path, start: int, offsets: Iterable[int]) -> dict[int, str
         offset: "<free>" if block in unused else _owner(owners.get(str(block), ""), names)
         for offset, block in blocks.items()
     }
+
+
+def _block_size(disk: Path, start: int) -> int:
+    with disk.open("rb") as file:
+        file.seek(start + 1024 + 24)
+        return 1024 << int.from_bytes(file.read(4), "little")
 
 
 def _owner(inode: str, names: Mapping[str, str]) -> str:

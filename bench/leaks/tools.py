@@ -101,7 +101,7 @@ class Calotype:
         """Capture, generalizing, and export."""
         cli = Cli(work / "home")
         made = generalized(cli, used, self.options)
-        cli("image", "export", made["name"], str(target), "--format", "raw")
+        cli("image", "export", made["name"], str(target), "--format", "raw", "--no-report")
         report = made["capture"]["generalized"]
         edits = {step["name"]: len(step["edits"]) for step in report["steps"]}
         return Outcome(
