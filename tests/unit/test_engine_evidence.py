@@ -40,6 +40,7 @@ from calotype.engine.statement import (
     PREDICATE,
     STATEMENT,
     Rule,
+    Statement,
     decode,
     encode,
 )
@@ -681,3 +682,12 @@ def test_no_other_command_loads_what_reports_need():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stderr.strip() == "[]"
+
+
+def test_the_documentation_is_of_this_format():
+    text = (ROOT / "docs" / "design" / "evidence.md").read_text()
+    example = text.split("```json\n")[1].split("```")[0]
+    decoded = decode(example.encode())
+    assert json.loads(example) == json.loads(encode(decoded))
+    schema = json.loads((ROOT / "docs" / "design" / "evidence.schema.json").read_text())
+    assert schema == json.loads(json.dumps(msgspec.json.schema(Statement)))

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 #: Kind of an artifact -> how its file's name ends.
 _ENDING = {"screenshot": ".png", "serial-log": ".log"}
+#: Name of a check -> its heading and concern, for those that found nothing.
+_CHECKS = {check.name: (check.heading, check.concern.value) for check in CHECKS} | {
+    step.name: (step.heading, step.concern.value) for step in STEPS
+}
 _MAX_SECRETS = 1000
 _MAX_VALUE = 16384  # characters of a fact of a clone
 
@@ -99,14 +103,9 @@ def _seen(proof: Proof, at: datetime) -> form.Seen:
 
 
 def _check(name: str, finding: Finding | None) -> form.Check:
-    step = next((step for step in (*STEPS, *CHECKS) if step.name == name), None)
+    heading, concern = _CHECKS.get(name, (name, ""))
     if finding is None:
-        return form.Check(
-            step=name,
-            heading=step.heading if step else name,
-            concern=step.concern.value if step else "",
-            passed=True,
-        )
+        return form.Check(step=name, heading=heading, concern=concern, passed=True)
     return form.Check(
         step=name,
         heading=finding.heading,
