@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
-.PHONY: help setup servers demo test test-unit test-vm lint bench bench-quick bench-setup bench-leaks bench-leaks-setup bitrot faults fuzz campaign-powerloss campaign-prune campaign-inplace clean
+.PHONY: help setup servers demo test test-unit test-vm lint bench bench-quick bench-setup bench-diff bench-leaks bench-leaks-setup bitrot faults fuzz campaign-powerloss campaign-prune campaign-inplace clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -49,6 +49,9 @@ bench-leaks-setup: setup ## What `make bench-leaks` compares with: libguestfs' t
 
 bench-leaks: bench-leaks-setup ## What generalizing leaves on a disk, by several tools (25 minutes), and docs/reports/leaks.*
 	@$(PYTHON) -m bench.leaks
+
+bench-diff: setup ## Compare images with 3 GB of files: ten minutes, and docs/reports/diff.*
+	@$(PYTHON) -m bench.diff
 
 bitrot: setup ## 1,000 flipped bits, all found, named and repaired: ten minutes, and docs/reports/bitrot.*
 	@$(PYTHON) -m tests.campaigns.bitrot --report docs/reports/bitrot

@@ -3,9 +3,9 @@
     .venv/bin/python -m bench.diff [--runs 7]
 
 Two Debian images with the same packages (about 3 GB, 500 packages) are installed from two states of the
-archive; these are the images of different lineage. That of the same lineage is made from the first: some of the
-packages that are newer in the second are laid over it, a user and files are added, a service and configuration
-change, and what differs is taken in as a capture takes it in.
+archive; these are the images of different lineage. That of the same lineage is made from the first: some
+of the packages that are newer in the second are laid over it, a user and files are added, a service and
+configuration change, and what differs is taken in as a capture takes it in.
 
 Each command is run once to warm the page cache, then ``--runs`` times. Writes docs/reports/diff.md and .json.
 """
@@ -31,8 +31,7 @@ from bench.measure import Command, machine, run
 
 from calotype import wire
 from calotype.config import Home
-from calotype.disk.base import Extent
-from calotype.disk.raw import RawDisk
+from calotype.disk import Extent, open_image
 from calotype.engine.context import Context
 from calotype.guest.locate import find_root, survey
 from calotype.guest.offline import OfflineGuest, offline
@@ -70,7 +69,7 @@ def main() -> None:
         work = Path(scratch)
         env = {"CALOTYPE_HOME": str(work / "home")}
         for name, path in made.items():
-            take = [*CALOTYPE, "image", "create", name, "--source", path, "--format", "raw"]
+            take = [*CALOTYPE, "image", "create", name, "--source", str(path), "--format", "raw"]
             subprocess.run([*take, "-o", "none"], env={**os.environ, **env}, check=True)
         descend(made["full"], made["full-later"], work)
         rows = [measure(case, env, work, args.runs) for case in _CASES]
@@ -83,9 +82,8 @@ def descend(first: Path, later: Path, work: Path) -> None:
     raw = work / "descendant.raw"
     shutil.copyfile(first, raw)
     raw.chmod(0o600)
-    disk, other = RawDisk.open(raw), RawDisk.open(later)
-    partition, _ = find_root(disk, survey(disk))
-    _, newer = find_root(other, survey(other))
+    with open_image(raw, declared="raw", second_opinion=False) as opened:
+        partition, _ = find_root(opened.disk, survey(opened.disk))
     part = work / "root.img"
     with raw.open("rb") as source, part.open("wb") as target:
         source.seek(partition.offset)
@@ -93,8 +91,11 @@ def descend(first: Path, later: Path, work: Path) -> None:
         while left and (block := source.read(min(left, 8 << 20))):
             target.write(block)
             left -= len(block)
-    with offline(part) as guest:
-        upgrade(guest, newer)
+    with (
+        open_image(later, declared="raw", second_opinion=False) as other,
+        offline(part) as guest,
+    ):
+        upgrade(guest, find_root(other.disk, survey(other.disk))[1])
     with part.open("rb") as source, raw.open("r+b") as target:
         target.seek(partition.offset)
         shutil.copyfileobj(source, target, 8 << 20)
@@ -153,7 +154,8 @@ def _changed(first: Path, second: Path) -> Iterator[Extent]:
 
 def _capture(context: Context, raw: Path, changed: list[Extent]) -> None:
     base = context.catalog.image("full")
-    done = context.repository.ingest(RawDisk.open(raw), base=base.os_disk.index, changed=changed)
+    with open_image(raw, declared="raw", second_opinion=False) as opened:
+        done = context.repository.ingest(opened.disk, base=base.os_disk.index, changed=changed)
     context.catalog.add_image(
         Image(
             id=str(uuid.uuid4()),
@@ -243,14 +245,14 @@ def write(rows: list[dict[str, Any]], about: dict[str, str], count: int) -> None
     lines = [
         "# Comparing two images",
         "",
-        f"Written by `make bench-diff`. Two Debian images with {size / 1e9:.1f} GB of files and {count} packages",
-        "each; the whole command `calotype image diff A B -o json`, start of Python included, on a warm page",
-        "cache. *Same lineage*: B is A with 20 packages upgraded and files changed, taken in as a capture takes",
-        "it in. *Different lineage*: B was installed anew from a later state of the archive. *Contents read*: the",
-        "same without the store's knowledge of chunks, so that every pair of files of one size is read and",
-        "hashed, as a tool without such a store has to.",
+        f"Written by `make bench-diff`. Two Debian images with {size / 1e9:.1f} GB of files and {count}",
+        "packages each; the whole command `calotype image diff A B -o json`, start of Python included, on a",
+        "warm page cache. *Same lineage*: B is A with 20 packages upgraded and files changed, taken in as a",
+        "capture takes it in. *Different lineage*: B was installed anew from a later state of the archive.",
+        "*Contents read*: the same without the store's knowledge of chunks, so that every pair of files of one",
+        "size is read and hashed, as a tool without such a store has to.",
         "",
-        "| case | median, s | slowest, s | CPU, s | peak, MiB | pairs of one size | of them read | paths differ |",
+        "| case | median, s | slowest, s | CPU, s | peak, MiB | pairs of one size | read | paths differ |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:

@@ -13,6 +13,8 @@ PACKAGES=(
 	bubblewrap util-linux uidmap
 	# tests: file systems to read
 	xfsprogs ntfs-3g libhivex-bin libwin-hivex-perl
+	# tests: package databases to read
+	rpm db-util
 	# tests: kill -9 at every durable step
 	strace
 	# recipes: images from Debian packages
