@@ -1,5 +1,7 @@
 """What is planted in the Debian guest, kind by kind."""
 
+import base64
+
 from bench.leaks.canaries import HOST, MAC, Canary, Deed, File, Group, Taken, pem, word
 
 _M, _P, _S = Group.MACHINE, Group.PEOPLE, Group.SITE
@@ -77,7 +79,7 @@ NAMES: tuple[Canary, ...] = (
     Canary(
         kind="waagent: state",
         group=_M,
-        name="the password in ovf-env.xml",
+        name="the custom data in ovf-env.xml",
         path="/var/lib/waagent/ovf-env.xml",
         needles=(word("ovf-env.xml").encode(),),
     ),
@@ -384,6 +386,28 @@ DEEDS = (
     ),
 )
 
+#: What the Azure agent keeps of provisioning: the password is masked, the custom data is not.
+OVF = """
+<?xml version="1.0" encoding="utf-8"?>
+<Environment xmlns="http://schemas.dmtf.org/ovf/environment/1"
+ xmlns:wa="http://schemas.microsoft.com/windowsazure">
+<wa:ProvisioningSection><wa:Version>1.0</wa:Version>
+<LinuxProvisioningConfigurationSet xmlns="http://schemas.microsoft.com/windowsazure">
+<ConfigurationSetType>LinuxProvisioningConfiguration</ConfigurationSetType>
+<HostName>{host}</HostName><UserName>alice</UserName><UserPassword>*</UserPassword>
+<DisableSshPasswordAuthentication>false</DisableSshPasswordAuthentication>
+<CustomData>{custom}</CustomData>
+</LinuxProvisioningConfigurationSet></wa:ProvisioningSection>
+<wa:PlatformSettingsSection><wa:Version>1.0</wa:Version>
+<PlatformSettings xmlns="http://schemas.microsoft.com/windowsazure">
+<KmsServerHostname>kms.core.windows.net</KmsServerHostname>
+<ProvisionGuestAgent>true</ProvisionGuestAgent>
+</PlatformSettings></wa:PlatformSettingsSection></Environment>
+""".format(
+    host=HOST,
+    custom=base64.b64encode(f"#!/bin/sh\nenrol {word('ovf-env.xml')}\n".encode()).decode(),
+)
+
 #: Before everything: a disk without discards (few hypervisors pass them on), a journal that is kept.
 FIRST = """
 mount -o remount,nodiscard /
@@ -398,11 +422,9 @@ dhclient -1 -sf /bin/true enp0s4 || true
 # as the Azure agent leaves it, so that its deprovisioning knows whom provisioning made
 mkdir -p /var/lib/waagent
 cat > /var/lib/waagent/ovf-env.xml <<'X'
-<?xml version="1.0" encoding="utf-8"?>
-<Environment xmlns="http://schemas.dmtf.org/ovf/environment/1" xmlns:wa="http://schemas.microsoft.com/windowsazure">
-<wa:ProvisioningSection><wa:Version>1.0</wa:Version><LinuxProvisioningConfigurationSet xmlns="http://schemas.microsoft.com/windowsazure"><ConfigurationSetType>LinuxProvisioningConfiguration</ConfigurationSetType><HostName>{host}</HostName><UserName>alice</UserName><UserPassword>{ovf}</UserPassword><DisableSshPasswordAuthentication>false</DisableSshPasswordAuthentication></LinuxProvisioningConfigurationSet></wa:ProvisioningSection></Environment>
+{ovf}
 X
-""".format(host=HOST, domain=word("/etc/hosts"), ovf=word("ovf-env.xml"))
+""".format(host=HOST, domain=word("/etc/hosts"), ovf=OVF.strip())
 
 _KEY_LINE = rb"KEY-----\n[^\n]+\n([A-Za-z0-9+/]{40,})"
 _HASH = rb"(?m)^%s:(\$[^:]{20,}):"
