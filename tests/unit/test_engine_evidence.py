@@ -387,20 +387,32 @@ def test_a_report_that_somebody_changed_is_refused(context, image):
     path.write_bytes(path.read_bytes().replace(b"e", b"f", 1))
     with pytest.raises(InvalidInput):
         read_evidence(context, image)
-    write_private(path, b"x")
+
+
+def test_a_new_proof_replaces_a_changed_report_takes_nothing_from_it_and_says_so(
+    context, image, room
+):
+    path = write_evidence(context, image, CLEAN, generalized=DONE)
+    write_private(path, path.read_bytes().replace(b"e", b"f", 1))
     with pytest.raises(InvalidInput):
-        write_evidence(context, image, CLEAN)
+        write_evidence(context, image, boot=booted(room, image))
+    write_evidence(context, image, MIXED)
+    assert said(context, image).generalized is None
+    newest = context.catalog.audit.list(1)[0]
+    assert (newest.action, newest.resource) == ("report.discard", "image web")
 
 
 def test_a_report_of_another_image_is_refused(context, image):
     path = write_evidence(context, image, CLEAN)
-    with pytest.raises(ReportRefused, match="other disks"):
+    with pytest.raises(ReportRefused, match="another image"):
         find_evidence(context, replace(image, data_disks=()))
     twin = replace(image, id="twin", os_disk=replace(image.os_disk, index="0" * 64))
     (context.home.evidence / "twin").mkdir()
     shutil.copy(path, context.home.evidence / "twin")
-    with pytest.raises(ReportRefused, match="other disks"):
+    with pytest.raises(ReportRefused, match="another image"):
         find_evidence(context, twin)
+    with pytest.raises(ReportRefused, match="another image"):  # the same disks, declared otherwise
+        find_evidence(context, replace(image, id="twin"))
 
 
 # -- verify-report

@@ -107,6 +107,14 @@ def test_rotation_keeps_what_was_signed_and_destroys_the_private_key(tmp_path):
         keys.forget("../../report")
 
 
+def test_what_was_signed_between_two_rotations_is_still_believed(tmp_path):
+    mine, theirs = keys_in(tmp_path), keys_in(tmp_path)
+    ids = {mine.own().id, theirs.own().id}
+    ids |= {theirs.rotate().id, mine.rotate().id}
+    assert len(ids) == 3
+    assert {key.id for key in keys_in(tmp_path).known()} == ids
+
+
 def test_a_key_of_another_installation_can_be_trusted(tmp_path, signer, envelope):
     keys = keys_in(tmp_path / "mine")
     refused(envelope, *keys.known(), match="which you have not named")

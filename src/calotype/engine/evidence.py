@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from calotype import __version__
-from calotype.catalog.audit import Head, current_actor
+from calotype.catalog.audit import Act, Head, current_actor
 from calotype.disk.content import content_digests
 from calotype.disk.durable import fsync_directory, write_private
 from calotype.engine import statement as form
@@ -81,7 +81,8 @@ def write_evidence(
 ) -> Path:
     """Sign and keep what was seen of an image; the path of the report.
 
-    What is ``None`` is taken from the image's last report: its disks have not changed since.
+    What is ``None`` is taken from the image's last report: its disks have not changed since. A last report
+    that does not hold gives nothing, and gives way to a new proof, which the audit tells.
 
     Args:
         context: the installation. Of an image that is not in the catalogue yet, hold an operation.
@@ -94,10 +95,10 @@ def write_evidence(
 
     Raises:
         InvalidInput: there is no proof, neither given nor in an earlier report.
-        ReportRefused: the last report was changed by somebody.
+        ReportRefused: there is no new proof, and the last report was changed by somebody.
     """
     with context.lock(f"evidence-{image.id}"):
-        last = find_evidence(context, image)
+        last = _last(context, image, replace=proof is not None)
         directory = context.home.evidence / image.id
         context.home.prepare()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -142,22 +143,35 @@ def read_evidence(context: Context, image: Image) -> Report:
 
 def find_evidence(context: Context, image: Image) -> Report | None:
     """As :func:`read_evidence`; ``None`` where there is no report."""
-    from calotype.engine.signing import open_envelope  # noqa: PLC0415 (0.1 s that others do without)
-
     path = context.home.evidence / image.id / REPORT
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
+    from calotype.engine.signing import open_envelope  # noqa: PLC0415 (0.1 s that others do without)
+
     signed = open_envelope(data, form.PAYLOAD, _keys(context).known())
     statement = form.decode(signed.payload)
     told = [(s.annotations.lun, s.annotations.index) for s in statement.subject]
-    if told != [(disk.lun, disk.index) for disk in image.disks]:
+    same_disks = told == [(disk.lun, disk.index) for disk in image.disks]
+    if not same_disks or statement.predicate.image.id != image.id:
         raise ReportRefused(
-            f"the report that is kept with image '{image.name}' is of other disks",
-            hint=f"calotype image verify {image.name} makes a new one when {path} is removed",
+            f"the report that is kept with image '{image.name}' is of another image",
+            hint=f"calotype image verify {image.name} makes a new one",
         )
     return Report(statement, signed.keys[0].id, path)
+
+
+def _last(context: Context, image: Image, *, replace: bool) -> Report | None:
+    """The last report; one that does not hold is none if a new proof may ``replace`` it."""
+    try:
+        return find_evidence(context, image)
+    except InvalidInput as error:
+        if not replace:
+            raise
+        detail = {"image": image.id, "problem": error.message}
+        context.catalog.audit.append(Act("report.discard", f"image {image.name}", detail))
+        return None
 
 
 def audit_head(context: Context, path: Path) -> Head:

@@ -127,9 +127,10 @@ class Keys:
 
     def rotate(self) -> PublicKey:
         """Make a new key; the old one is destroyed, and what it signed is still believed."""
-        old = self.own()
+        self.own()  # there is one, then
         with lock(self._home, "report-key"):
-            self._keep(old)
+            self.__dict__.pop("_key", None)  # another command may have made a new one meanwhile
+            self._keep(self.own())
             self._make()
         return self.own()
 
