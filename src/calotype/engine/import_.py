@@ -193,7 +193,7 @@ def _image(request: ImageRequest, uploaded: list[_Uploaded], seen: Inspection) -
     return Image(
         id=names.new_id(),
         name=request.name,
-        os_type=request.os_type,
+        os_type=seen.os_type or request.os_type,  # what stands there, where it can be seen
         os_state=request.os_state or OsState.SPECIALIZED,
         os_disk=first.disk,
         data_disks=tuple(item.disk for item in uploaded[1:]),
