@@ -25,6 +25,7 @@ from calotype.engine.bootreport import (
     parse,
 )
 from calotype.engine.boottest import boot_test
+from calotype.engine.launch import uids
 from calotype.errors import GuestError, InvalidInput, NotFound, TimedOut
 from calotype.machine.watch import legible
 from calotype.model import (
@@ -177,6 +178,7 @@ def test_what_is_no_key_has_no_fingerprint():
         ("BusyBox v1.35\r\n(initramfs) ", "initial RAM disk's shell", True),
         ("You are in emergency mode. After logging in, type", "emergency shell", True),
         ("error: no such partition.\ngrub rescue> ", "boot loader", True),
+        ("Minimal BASH-like line editing is supported.\ngrub> ", "boot loader", True),
         ("Fatal glibc error: CPU does not support x86-64-v2", "newer processor", True),
         ("cloud-init[312]: No instance datasource found!", "cloud-init", False),
         ("No DHCPOFFERS received.", "no network", False),
@@ -187,12 +189,23 @@ def test_what_is_no_key_has_no_fingerprint():
 )
 def test_the_usual_causes_have_words(log, words, ends):
     assert words in bootwords.cause(log.encode(), [])
-    assert (bootwords.final(log.encode(), []) is not None) == ends
+    assert bootwords.hopeless(log.encode(), []) == ends
+
+
+def test_the_line_that_shows_it_is_repeated():
+    log = (
+        b"[ 1.0] Kernel panic - not syncing: Attempted to kill init!\n"
+        + b"[ 1.0] Call trace\n" * 30
+    )
+    words = bootwords.cause(log, [])
+    assert (
+        words == "the kernel panicked ([ 1.0] Kernel panic - not syncing: Attempted to kill init!)"
+    )
 
 
 def test_the_screen_tells_what_the_serial_port_does_not():
     screen = ["SeaBIOS (version 1.16.2)", "Boot failed: not a bootable disk", "No bootable device."]
-    assert "BIOS" in str(bootwords.final(b"", screen))
+    assert bootwords.hopeless(b"", screen)
     assert "BIOS" in bootwords.cause(b"", screen)
 
 
@@ -202,7 +215,7 @@ def test_a_start_that_goes_well_is_waited_for():
     Begin: Running /scripts/init-bottom ... done.
     [    3.1] systemd[1]: Starting emergency.target documentation...
     web login: """
-    assert bootwords.final(log, ["Booting from Hard Disk..."]) is None
+    assert not bootwords.hopeless(log, ["Booting from Hard Disk..."])
 
 
 def test_last_words_are_lines_without_control_characters():
@@ -353,7 +366,7 @@ def test_users_of_clones_come_from_the_other_end(context, monkeypatch):
     run_by = context.home.prepare().vms / "a-clone" / "run"
     run_by.mkdir(parents=True)
     first = boottest._free_uid(context)
-    assert first == max(boottest.uids(context))
+    assert first == max(uids(context))
     if os.geteuid() == 0:
         os.chown(run_by, first, first)
         assert boottest._free_uid(context) == first - 1

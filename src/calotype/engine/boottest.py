@@ -338,13 +338,13 @@ class _Examination:
         if restarts > _MAX_RESTARTS:
             self._give_up(guest, "it restarts again and again")
         log = self._driver.serial_log(self._clone.directory, _RECENT)
-        if words := bootwords.final(log, guest.screen()):
-            self._give_up(guest, "it does not start", words)
+        if bootwords.hopeless(log, guest.screen()):
+            self._give_up(guest, "it does not start")
 
-    def _give_up(self, guest: Watch, what: str, cause: str | None = None) -> None:
+    def _give_up(self, guest: Watch, what: str) -> None:
         log, screen = self._driver.serial_log(self._clone.directory, _RECENT), guest.screen()
         self._note(last_words=bootwords.lines(log) or tuple(screen[-12:]))
-        raise GuestError(f"{what}: {cause or bootwords.cause(log, screen)}")
+        raise GuestError(f"{what}: {bootwords.cause(log, screen)}")
 
     def _await_ready(self) -> Shell | None:
         """Wait until somebody gets in, and its own start is over."""

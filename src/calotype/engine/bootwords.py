@@ -7,6 +7,9 @@ from dataclasses import dataclass
 #: Escape sequences of terminals, and other control characters but line ends and tabs.
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1b.|[\x00-\x08\x0b-\x1f\x7f]")
 
+#: As much of the line that shows a cause as is repeated.
+_SHOWN = 120
+
 
 @dataclass(frozen=True, slots=True)
 class Cause:
@@ -37,10 +40,9 @@ _CAUSES = (
         r"Gave up waiting for (root|suspend/resume)|ALERT! .* does not exist|"
         r"dracut-initqueue.*timeout|Cannot find root device|mounting .* on (/root|/sysroot) failed",
         "the initial RAM disk found no root file system",
-        final=False,
     ),
     _cause(
-        r"\(initramfs\)|initramfs emergency|dracut:/#",
+        r"(?m)^\(initramfs\)|initramfs emergency|dracut:/#",
         "it stands in the initial RAM disk's shell",
         final=True,
     ),
@@ -50,11 +52,7 @@ _CAUSES = (
         "it stands in an emergency shell",
         final=True,
     ),
-    _cause(
-        r"grub rescue>|error: unknown filesystem|error: no such (partition|device)",
-        "the boot loader does not find its files",
-        final=True,
-    ),
+    _cause(r"(?m)^grub( rescue)?>", "the boot loader does not find its files", final=True),
     _cause(
         r"No bootable device|not a bootable disk|Boot failed: could not read",
         "the firmware (BIOS) found nothing to start on its OS disk",
@@ -75,6 +73,7 @@ _CAUSES = (
         r"ci-info: \|\s*(eth|en)\S+\s*\|\s*False",
         "it has no network",
     ),
+    _cause(r"error: (unknown filesystem|no such partition)", "the boot loader misses files"),
     _cause(r"Out of memory: Kill", "it ran out of memory"),
     _cause(r"A start job is running for", "a service of it does not end its start"),
     _cause(
@@ -89,18 +88,19 @@ def lines(log: bytes, count: int = 12) -> tuple[str, ...]:
     return tuple([line.rstrip()[:200] for line in text.split("\n") if line.strip()][-count:])
 
 
-def final(log: bytes, screen: Sequence[str]) -> str | None:
-    """What ended a guest's start, when nothing more will come; ``None``: it may go on."""
+def hopeless(log: bytes, screen: Sequence[str]) -> bool:
+    """Whether a guest's start has ended, and nothing more will come."""
     text = _text(log, screen)
-    return next((c.words for c in _CAUSES if c.final and c.pattern.search(text)), None)
+    return any(known.final and known.pattern.search(text) for known in _CAUSES)
 
 
 def cause(log: bytes, screen: Sequence[str]) -> str:
-    """The likeliest cause that a guest does not answer."""
+    """The likeliest cause that a guest does not answer, with the line that shows it."""
     text = _text(log, screen)
-    found = next((c.words for c in _CAUSES if c.pattern.search(text)), None)
-    if found is not None:
-        return found
+    for known in _CAUSES:
+        if found := known.pattern.search(text):
+            line = text[text.rfind("\n", 0, found.start()) + 1 :].partition("\n")[0]
+            return f"{known.words} ({line.strip()[:_SHOWN]})"
     if not log.strip():
         return "it printed nothing on its serial port (its kernel may lack console=ttyS0)"
     return "it was still starting"
