@@ -255,6 +255,7 @@ def test_later_parts_are_added_and_digests_are_not_computed_again(
     assert evidence.boot.passed
     assert evidence.proof.verdict.state == "Generalized"
     write_evidence(context, image, MIXED, forced="twice")
+    write_evidence(context, image, MIXED, forced="twice")  # said again, it is no other override
     evidence = said(context, image)
     assert evidence.boot
     assert [override.reason for override in evidence.overrides] == ["once", "twice"]
@@ -625,6 +626,7 @@ def test_image_report(context, image, room, capsys):
     assert (room / "r.html").read_text().startswith("<!doctype html>")
     assert run(capsys, "image", "report", "web", *files)[0] == 4
     assert run(capsys, "image", "report", "web", *files, "--overwrite")[0] == 0
+    assert run(capsys, "image", "report", "web", "--html", room / "no" / "r.html")[0] == 3
 
 
 def test_verify_report_without_a_home(context, image, room, capsys, monkeypatch, tmp_path):

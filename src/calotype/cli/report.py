@@ -21,7 +21,7 @@ from calotype.engine.signing import Keys, PublicKey, read_key
 from calotype.engine.statement import Boot, Evidence, Statement
 from calotype.engine.verify_report import Answer, Outcome, Verification
 from calotype.engine.verify_report import verify_report as check_report
-from calotype.errors import Conflict, InvalidInput, ReportRefused
+from calotype.errors import Conflict, InvalidInput, NotFound, ReportRefused
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("-", "dim")}
 _OUTCOMES = {Outcome.HOLDS: True, Outcome.FAILS: False, Outcome.NOT_ASKED: None}
@@ -117,6 +117,8 @@ def _trusted_here() -> list[PublicKey]:
 
 
 def _write(path: Path, data: bytes, *, overwrite: bool) -> None:
+    if not path.parent.is_dir():
+        raise NotFound(f"there is no directory '{path.parent}'")
     if path.exists() and not overwrite:
         raise Conflict(f"'{path}' exists already", hint="say --overwrite, or choose another name")
     write_private(path, data)
@@ -249,7 +251,7 @@ def _verified(verified: Verification, *, named: bool) -> Iterator[Line]:
         return
     yield "It proves that the holder of the key said this, of disks with these digests."
     if any(answer.outcome is Outcome.NOT_ASKED for answer in verified.answers):
-        yield "It proves nothing of what was not checked here (-): name disks with --disk."
+        yield "It proves nothing of what was not checked here (-): disks are named with --disk."
     yield "It does not prove that nothing else is on them: a check finds what it looks for."
 
 

@@ -57,8 +57,9 @@ def describe(
             f"nobody has looked at image '{image.name}'", hint=f"calotype image verify {image.name}"
         )
     overrides, rules = (last.overrides, last.certification) if last else ((), ())
-    if forced:
-        overrides += (form.Override(reason=one_line(forced), actor=producer.actor, at=_time(at)),)
+    reason = one_line(forced or "")
+    if reason and reason not in {override.reason for override in overrides}:
+        overrides += (form.Override(reason=reason, actor=producer.actor, at=_time(at)),)
     kept, tested = (last.generalized, last.boot) if last else (None, None)
     return Evidence(
         at=_time(at),
