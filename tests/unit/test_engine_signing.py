@@ -295,6 +295,19 @@ def test_one_way_to_write_the_payload(signer, envelope):
         )
 
 
+def test_letters_that_look_alike(signer, envelope):
+    value = json.loads(envelope)
+    key_id = value["signatures"][0]["keyid"]
+    for other_way in (key_id.upper(), key_id + "\n", "\uff11" + key_id[1:], "\u0430" + key_id[1:]):
+        value["signatures"][0]["keyid"] = other_way
+        refused(value, signer)
+    value = json.loads(envelope)
+    refused(value | {"payloadType": KIND.replace("a", "\u0430", 1)}, signer, match="does not hold")
+    for other_way in (value["payload"].replace("e", "\uff45"), value["payload"] + "\u200b"):
+        refused(value | {"payload": other_way}, signer, match="Base64")
+    refused(envelope.replace(b'"payload"', b'"\\u0070ayload" ', 1)[:-3], signer)
+
+
 def test_keys_that_come_twice_in_the_envelope(signer, envelope):
     text = envelope.decode().rstrip()
     doubled = text[:-1] + ',"payload":"e30="}'
