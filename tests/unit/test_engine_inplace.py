@@ -88,6 +88,13 @@ def test_there_and_back(context, vm):
     assert contents(context, "web") == before
     assert not context.catalog.vm("web").generalized
     assert storage.check(context).ok
+    acts = [
+        (act.action, act.resource, act.detail["restorePoint"])
+        for act in context.catalog.audit.list()
+    ]
+    of_point = ("vm web", report.restore_point.id)
+    assert acts[:2] == [("vm.restore", *of_point), ("vm.generalize", *of_point)]
+    assert context.catalog.audit.verify() is None
 
 
 def test_again_is_nothing(context, vm):
@@ -257,6 +264,9 @@ def test_what_the_user_leaves_out_is_the_users(context, vm):
     assert report.steps
     assert report.proof.verdict is Verdict.MIXED
     assert report.steps.disabled == ("ssh-host-keys",)
+    (act,) = context.catalog.audit.list(1)
+    assert act.detail["leftOut"] == ["ssh-host-keys"]
+    assert act.detail["verdict"] == "Mixed"
     assert context.catalog.vm("web").generalized
 
 

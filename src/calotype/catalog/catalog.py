@@ -220,14 +220,18 @@ class Catalog:
             db.execute(delete(vms).where(vms.c.id == vm_id))
 
     def mark_generalized(
-        self, vm_id: str, *, index: str | None = None, overlay: str | None = None
+        self, vm_id: str, act: Act, *, index: str | None = None, overlay: str | None = None
     ) -> None:
-        """Record that a VM's OS disk is general: as it is, or ``index`` and the file ``overlay`` over it."""
+        """Record that a VM's OS disk is general: as it is, or ``index`` and the file ``overlay`` over it.
+
+        ``act`` is recorded in the same transaction.
+        """
         os_disk = (disks.c.vm_id == vm_id, disks.c.lun.is_(None))
         with self._write() as db:
             if index is not None:
                 db.execute(update(disks).where(*os_disk).values(index=index, overlay=overlay))
             db.execute(update(vms).where(vms.c.id == vm_id).values(generalized=True))
+            append(db, act)
 
     @cached_property
     def restore_points(self) -> RestorePoints:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
+from calotype.catalog.audit import Act, append
 from calotype.catalog.tables import disks, restore_point_disks, restore_points, vms
 from calotype.errors import Conflict, NotFound
 from calotype.model import Caching, Consistency, RestoreDisk, RestorePoint
@@ -84,19 +85,22 @@ class RestorePoints:
         """Give a VM the disks of a restore point, over new ``overlays`` (file names by disk id).
 
         Disks that were attached since become unattached, those that were deleted since exist again. The VM
-        is not marked as generalized any more.
+        is not marked as generalized any more. The audit tells of it.
 
         Raises:
             Conflict: a disk is attached to another VM by now.
         """
         mine = disks.c.vm_id == point.vm_id
         with self._write() as db:
-            if db.scalar(select(vms.c.id).where(vms.c.id == point.vm_id)) is None:
+            name = db.scalar(select(vms.c.name).where(vms.c.id == point.vm_id))
+            if name is None:
                 raise NotFound("the VM of that restore point was deleted")
             db.execute(update(disks).where(mine).values(vm_id=None, lun=None))
             for disk in point.disks:
                 _put_back(db, point, disk, overlays[disk.disk_id])
             db.execute(update(vms).where(vms.c.id == point.vm_id).values(generalized=False))
+            detail = {"vm": point.vm_id, "restorePoint": point.id}
+            append(db, Act("vm.restore", f"vm {name}", detail))
 
 
 def _put_back(db: Connection, point: RestorePoint, disk: RestoreDisk, overlay: str) -> None:

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from calotype.catalog.audit import Act
 from calotype.disk import blank
 from calotype.disk.view import writable
 from calotype.engine import look, names
@@ -135,7 +136,7 @@ def _linux(
     with _cure(vm):
         tools = [step.command for step in chosen if step.command]
         commands, notes = _shut_down(context, vm, tools, timeout)
-        done = _general(context, operation, vm, enable=enable, disable=disable)
+        done = _general(context, operation, vm, point, enable=enable, disable=disable)
     return InPlaceReport(
         vm=vm,
         restore_point=point,
@@ -174,7 +175,7 @@ def _windows(
         ):
             proof = look.prove(context, disk)
         _require_general(proof, ())
-        context.catalog.mark_generalized(vm.id)
+        context.catalog.mark_generalized(vm.id, _act(vm, point, proof, forced=force))
     return InPlaceReport(vm=vm, restore_point=point, sysprep=done, proof=proof)
 
 
@@ -257,6 +258,7 @@ def _general(
     context: Context,
     operation: Operation,
     vm: VirtualMachine,
+    point: RestorePoint,
     *,
     enable: Collection[str],
     disable: Collection[str],
@@ -272,8 +274,17 @@ def _general(
     blank.create(context.disk_path(overlay), os_disk.size)
     context.driver.release(context.vm_path(vm.id))
     index = done.disk.ingested.index
-    context.catalog.mark_generalized(vm.id, index=index, overlay=overlay)
+    act = _act(vm, point, done.proof, leftOut=sorted(disable))
+    context.catalog.mark_generalized(vm.id, act, index=index, overlay=overlay)
     return done
+
+
+def _act(
+    vm: VirtualMachine, point: RestorePoint, proof: Proof, **overruled: bool | list[str]
+) -> Act:
+    """What the audit tells of it."""
+    detail = {"vm": vm.id, "restorePoint": point.id, "verdict": proof.verdict.value}
+    return Act("vm.generalize", f"vm {vm.name}", {**detail, **overruled})
 
 
 def _require_general(proof: Proof, left_out: Collection[str]) -> None:
