@@ -305,7 +305,6 @@ def test_letters_that_look_alike(signer, envelope):
     refused(value | {"payloadType": KIND.replace("a", "\u0430", 1)}, signer, match="does not hold")
     for other_way in (value["payload"].replace("e", "\uff45"), value["payload"] + "\u200b"):
         refused(value | {"payload": other_way}, signer, match="Base64")
-    refused(envelope.replace(b'"payload"', b'"\\u0070ayload" ', 1)[:-3], signer)
 
 
 def test_keys_that_come_twice_in_the_envelope(signer, envelope):
