@@ -47,6 +47,10 @@ def people(root: Root, *groups: str) -> None:
     root.file("/etc/sudoers", f"root ALL=(ALL) ALL\nalice ALL=(ALL) NOPASSWD: {c('sudo')}\n", 0o440)
     _home(root, "alice", 1000)
     _home(root, "bob", 1001)
+    _add(root, "/etc/passwd", "deploy:x:995:995::/srv/deploy:/bin/bash")
+    _add(root, "/etc/shadow", "deploy:!:19700::::::")
+    root.file("/srv/deploy/.ssh/authorized_keys", f"ssh-rsa {c('deploy-key')}\n", 0o600, 995, 995)
+    root.file("/srv/deploy/.bash_history", c("deploy-history"), 0o600, 995, 995)
     root.file("/home/left/.profile", c("left-profile"), uid=1005, gid=1005)
 
 
@@ -79,6 +83,8 @@ def root_account(root: Root) -> None:
     root.file("/root/.bash_history", c("root-history"), 0o600)
     root.file("/root/.viminfo", c("root-viminfo"), 0o600)
     root.file("/root/.lesshst", c("root-lesshst"), 0o600)
+    root.file("/root/.cache/motd.legal-displayed", c("root-cache"))
+    root.file("/root/.local/share/nano/search_history", c("root-nano"))
     root.file("/root/.azure/accessTokens.json", c("root-azure"), 0o600)
     root.file("/root/.config/gcloud/credentials.db", c("root-gcloud"), 0o600)
 

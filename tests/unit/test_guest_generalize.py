@@ -112,6 +112,7 @@ LEAVINGS: dict[str, str] = {
     "/etc/lvm/archive/vg_00000-1.vg": gone("lvm"),
     "/etc/popularity-contest.conf": f"MY_HOSTID={gone('popcon')}\n",
     "/etc/netplan/00-installer-config.yaml": gone("netplan-installer"),
+    "/root/.cache/x": gone("root-cache"),
     "/root/.viminfo": gone("root-viminfo"),
     "/root/.lesshst": gone("root-less"),
     "/var/lib/postgresql/.psql_history": gone("psql-history"),

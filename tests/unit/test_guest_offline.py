@@ -305,3 +305,70 @@ def test_no_file_system(tmp_path: Path) -> None:
     (tmp_path / "zeros").write_bytes(bytes(1 << 20))
     with pytest.raises(GuestError, match="no ext4"), offline(tmp_path / "zeros"):
         pass
+
+
+ACL = bytes.fromhex("0200000001000600ffffffff02000400e803000004000400ffffffff") + bytes.fromhex(
+    "10000400ffffffff20000000ffffffff"
+)
+
+
+@pytest.mark.parametrize(
+    "options", [("-I", "256"), ("-I", "128"), ("-O", "inline_data", "-I", "256")]
+)
+def test_a_rewritten_file_keeps_its_attributes(
+    options: tuple[str, ...], tree: Path, tmp_path: Path
+) -> None:
+    """SELinux's label, capabilities, an ACL and more than the inode has room for."""
+    path = image(tree, tmp_path / "img", "16M", *options)
+    (tmp_path / "acl").write_bytes(ACL)
+    (tmp_path / "cap").write_bytes(bytes.fromhex("0100000200040000000000000000000000000000"))
+    script = [
+        "ea_set /etc/passwd security.selinux system_u:object_r:passwd_file_t:s0",
+        "ea_set /etc security.selinux system_u:object_r:etc_t:s0",
+        f"ea_set -f {tmp_path / 'cap'} /etc/passwd security.capability",
+        f"ea_set -f {tmp_path / 'acl'} /etc/passwd system.posix_acl_access",
+        f"ea_set /etc/passwd user.big {'v' * 200}",
+    ]
+    run.run(["debugfs", "-w", "-f", "-", str(path)], data="\n".join(script).encode())
+
+    def attributes(name: str) -> list[bytes]:
+        said = run.run(["debugfs", "-R", f"ea_list {name}", str(path)])
+        return sorted(line for line in said.stdout.splitlines()[1:] if b"system.data" not in line)
+
+    before = attributes("/etc/passwd")
+    assert len(before) == 4
+    with offline(path) as guest:
+        guest.write("/etc/passwd", b"root:x:0:0::/root:/bin/bash\n" * 100)
+        guest.write("/etc/new", b"new")
+    assert attributes("/etc/passwd") == before
+    assert attributes("/etc/new") == attributes("/etc")
+    run.run(["e2fsck", "-fp", str(path)], check=False)  # frees the old block of attributes
+    clean(path)
+
+
+@pytest.mark.parametrize("options", [(), ("-O", "^metadata_csum"), ("-O", "metadata_csum_seed")])
+def test_names_leave_a_directory_with_an_index(
+    options: tuple[str, ...], tree: Path, tmp_path: Path
+) -> None:
+    (tree / "many").mkdir()
+    for number in range(6000):
+        (tree / f"many/name-{number:05}").touch()
+    path = image(tree, tmp_path / "img", "32M", "-N", "8000", "-b", "1024", *options)
+    run.run(["e2fsck", "-fpD", str(path)], check=False)  # builds the index
+    with offline(path) as guest:
+        for name in guest.list("/many")[::2]:
+            guest.remove(f"/many/{name}")
+    clean(path)
+    assert b"name-00000" not in path.read_bytes()
+    with offline(path) as guest:
+        assert guest.list("/many") == [f"name-{number:05}" for number in range(1, 6000, 2)]
+        guest.truncate("/many")
+    clean(path)
+
+
+def test_loops_of_directories_are_refused(tree: Path, tmp_path: Path) -> None:
+    (tree / "var/log/deep").mkdir(parents=True)
+    path = image(tree, tmp_path / "img")
+    run.run(["debugfs", "-w", "-R", "ln /var/log /var/log/deep/again", str(path)])
+    with pytest.raises(GuestError, match="two names"), offline(path) as guest:
+        list(walk(guest, "/var"))

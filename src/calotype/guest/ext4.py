@@ -329,8 +329,8 @@ class Ext4:
         """The extended attributes of an inode: whole name to value, as both stand on the disk."""
         found = dict(self._values(_inner_attributes(inode)))
         low, high = struct.unpack_from("<I10xH", inode.raw, 104)
-        if low or high:
-            block = self._bytes((low | high << 32) * self.block, self.block)
+        if number := low | high << 32:
+            block = self._bytes(number * self.block, self.block)
             if block[:4] != struct.pack("<I", _XATTR_MAGIC):
                 raise GuestError(f"the extended attributes of inode {inode.number} make no sense")
             found |= self._values(_Area(block, 32))

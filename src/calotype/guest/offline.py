@@ -351,6 +351,7 @@ class OfflineGuest(ExtGuest):
             if number <= ext4.ROOT or (not inode.is_dir and inode.links > count):
                 self._links(inode, inode.links - count)
                 continue
+            # A block of attributes stays marked as in use until the next e2fsck.
             self._do(b"kill_file <%d>" % number, b"clri <%d>" % number)
             self._names.pop(number, None)
             self._inodes.pop(number, None)

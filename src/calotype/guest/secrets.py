@@ -1,7 +1,7 @@
 """Secrets of applications: found and named by path, never read out and never removed unasked."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from calotype.guest.guest import Stat, Tree, glob, walk
@@ -33,6 +33,9 @@ _KINDS = (
     ("web server passwords", ("/etc/*/.htpasswd", "/etc/*/htpasswd")),
     ("disk encryption key", ("/etc/cryptsetup-keys.d/*", "/crypto_keyfile.bin")),
     ("Wi-Fi password", ("/etc/wpa_supplicant/*.conf",)),
+    ("key of snapd's device", ("/var/lib/snapd/device/private-keys-v1/*",)),
+    ("machine account of Samba", ("/var/lib/samba/private/secrets.tdb", "/etc/samba/secrets.tdb")),
+    ("cloud or service credentials", ("/etc/boto.cfg", "/etc/google/auth/*.json")),
 )
 #: Names that give away a secret, wherever a tree below is concerned.
 _NAMES = {
@@ -66,7 +69,7 @@ _PUBLIC = (
 _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 #: A setting whose name tells; its value is given here, and is no path and no variable.
 _SETTING = re.compile(
-    rb"""^[ \t]*(?:export[ \t]+|set[ \t]+)?["']?[\w.-]*"""
+    rb"""^[ \t]*(?:export[ \t]+|set[ \t]+|Environment=)?["']?[\w.-]*"""
     rb"""(?:password|passwd|passphrase|secret|api[_-]?key|token)["']?"""
     rb"""[ \t]*[=:][ \t]*["']?[^\s"'$%(<{*/][^\s"'$%(<{*]{7,}""",
     re.IGNORECASE | re.MULTILINE,
@@ -76,17 +79,22 @@ _MOST = 1000
 _WALKED = 200_000  # names: a tree of more is looked at in part
 
 
-def secrets(guest: Tree) -> list[Secret]:
-    """What looks like a secret of an application, by path, at most 1,000 of them."""
+def secrets(guest: Tree, trees: Sequence[str] = _TREES) -> list[Secret]:
+    """What looks like a secret of an application, by path, at most 1,000 of them.
+
+    Args:
+        guest: the guest, or a data disk.
+        trees: directories to walk; what is elsewhere is found in its known places only.
+    """
     found: dict[str, str] = {}
-    for secret in _candidates(guest):
+    for secret in _candidates(guest, trees):
         found.setdefault(secret.path, secret.kind)
         if len(found) >= _MOST:
             break
     return sorted((Secret(kind, path) for path, kind in found.items()), key=lambda s: s.path)
 
 
-def _candidates(guest: Tree) -> Iterator[Secret]:
+def _candidates(guest: Tree, trees: Sequence[str]) -> Iterator[Secret]:
     for kind, patterns in _KINDS:
         for pattern in patterns:
             for path in glob(guest, pattern):
@@ -94,7 +102,7 @@ def _candidates(guest: Tree) -> Iterator[Secret]:
                 if found is not None and found.is_file and found.size and _says(guest, path, kind):
                     yield Secret(kind, path)
     walked = 0
-    for tree in _TREES:
+    for tree in trees:
         for path, found in walk(guest, tree):
             walked += 1
             if walked > _WALKED:

@@ -1,4 +1,4 @@
-"""Histories in the homes of system accounts (a database's, a web server's)."""
+"""Histories in the homes of root and of system accounts (a database's, a web server's)."""
 
 from collections.abc import Iterator
 
