@@ -8,6 +8,7 @@ made anew after every change. Writes ``docs/reports/leaks.json`` and ``.md`` fro
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -24,6 +25,9 @@ from bench.leaks.search import search, whereabouts
 from bench.leaks.tools import TOOLS, Calotype, Tool
 from bench.leaks.used import Used, used
 from bench.measure import machine
+
+from calotype.disk.view import RawSource
+from calotype.guest import prove_disk
 
 ROOT = Path(__file__).parents[2]
 REPORT = ROOT / "docs" / "reports" / "leaks"
@@ -69,7 +73,7 @@ def column(tool: Tool, start: Used, work: Path, *, boot: bool) -> dict[str, Any]
     outcome = stage(home / "result.json", key, make)
     searched = f"{key} {digest(Path(__file__).with_name('search.py'))}"
     left = stage(home / "left.json", searched, look)
-    found = {"name": tool.name, "how": tool.how, "left": left, **outcome}
+    found = {"name": tool.name, "how": tool.how, "left": left, **outcome, **verdict(target)}
     if boot:
 
         def start_it() -> dict[str, Any]:
@@ -82,6 +86,14 @@ def column(tool: Tool, start: Used, work: Path, *, boot: bool) -> dict[str, Any]
     elif (home / "boot.json").exists():
         found["boot"] = json.loads((home / "boot.json").read_text())["value"]
     return found
+
+
+def verdict(disk: Path) -> dict[str, Any]:
+    """What Calotype's proof says of a result."""
+    with contextlib.closing(RawSource(disk).open()) as opened:
+        proof = prove_disk(opened)
+    steps = [finding.step for finding in proof.findings]
+    return {"verdict": proof.verdict.value, "checked": len(proof.checked), "findings": steps}
 
 
 def found_on(disk: Path, start: Used) -> dict[str, list[str]]:

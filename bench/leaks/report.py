@@ -90,12 +90,16 @@ def _cell(counts: Iterable[int], group: str, *, bold: bool = False) -> str:
 
 def tools_table(tools: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the columns are."""
-    lines = ["| column | what was done | version | its own time |", "|---|---|---|---|"]
+    lines = ["| column | what was done | version | its own time | what Calotype's proof says |"]
+    lines += ["|---" * 5 + "|"]
     for tool in tools:
         notes = f" ({'; '.join(tool['notes'])})" if tool["notes"] else ""
         version = "; ".join(tool["version"].splitlines())
+        judged = (
+            f"{tool['verdict']}: {len(tool['findings'])} of {tool['checked']} checks find something"
+        )
         lines.append(
-            f"| {tool['name']} | `{tool['how']}` | {version} | {tool['seconds']:.0f} s{notes} |"
+            f"| {tool['name']} | `{tool['how']}` | {version} | {tool['seconds']:.0f} s{notes} | {judged} |"
         )
     return [*lines, ""]
 
