@@ -83,8 +83,8 @@ def test_what_one_clone_lacks_is_no_clash_but_no_equality_either():
 
 def test_identities_of_disks_may_be_the_same():
     found = judged(clone("A", block="UUID=1"), clone("B", block="UUID=1"))
-    assert found["disks and file systems"].ok
-    assert found["disks and file systems"].must_differ is None
+    assert found["identities of disks"].ok
+    assert found["identities of disks"].must_differ is None
 
 
 @given(st.lists(st.sets(st.sampled_from("abcd")), min_size=2, max_size=5))
@@ -219,7 +219,7 @@ def test_a_start_that_goes_well_is_waited_for():
 
 
 def test_last_words_are_lines_without_control_characters():
-    log = b"first\r\n\x1b[0;32m  OK  \x1b[0m\x07 two\n\n\xff" + b"x" * 500
+    log = b"first\r\n\x1b[=3h\x1b[0;32m  OK  \x1b[0m\x07 two\n\n\xff" + b"x" * 500
     *_, two, long = bootwords.lines(log)
     assert two == "  OK   two"
     assert len(long) == 200
@@ -351,6 +351,12 @@ def test_what_cannot_be_tested_is_refused_at_once(context, values, clones, words
     with pytest.raises(InvalidInput, match=words):
         boot_test(context, "img", clones=clones)
     assert list(context.home.vms.glob("*")) == []
+
+
+def test_no_time_is_refused(context):
+    image(context)
+    with pytest.raises(InvalidInput, match="second"):
+        boot_test(context, "img", timeout=0.0)
 
 
 def test_a_test_that_could_not_be_done_changes_nothing(context):

@@ -110,7 +110,12 @@ def used(tmp_path_factory, tiny):
 @pytest.fixture(scope="module")
 def specialized(cli, used, tmp_path_factory):
     """An image of that machine after it has made its host keys, and the report of its test."""
-    cli.run("image", "create", "machine", "--source", used, "--os-state", "Specialized")
+    data = tmp_path_factory.mktemp("data") / "data.raw"
+    data.write_bytes(bytes(3 * MIB))
+    cli.run(
+        *("image", "create", "machine", "--source", used, "--os-state", "Specialized"),
+        *("--data-disk", f"5={data}"),
+    )
     return cli("image", "test", "machine", "--timeout", "3m")
 
 
@@ -181,6 +186,7 @@ def test_a_specialized_image_starts_once(cli, specialized):
     assert specialized["differences"] == []
     (clone,) = specialized["clones"]
     assert clone["facts"]["machine-id"] == [MACHINE_ID]
+    assert clone["facts"]["disks"] == ["6144 sectors 262144 sectors"]
     assert clone["login"] is None
     assert "one machine twice" in specialized["notes"][0]
     assert stage(cli, "machine") == "Promoted"

@@ -78,6 +78,7 @@ for device in /sys/class/net/*; do
 	[ "${device##*/}" = lo ] || say mac "$(cat "$device/address")"
 done
 ip -o addr show | sed -n 's/^[0-9]*: \([^ ]*\) *inet6* \([^ ]*\) .*/\1 \2/p' | grep -v '^lo ' | each address
+say disks "$(cat /sys/block/[sv]d*/size | sort -n | sed 's/$/ sectors/' | tr '\n' ' ')"
 blkid | sort | each block
 for disk in /dev/sd? /dev/vd?; do
 	[ -b "$disk" ] && id=$(blkid -p -o value -s PTUUID "$disk") && say block "$disk: PTUUID=$id"

@@ -91,7 +91,7 @@ def boot_test(
         ReportRefused: the image's evidence report was changed by somebody.
     """
     image = context.catalog.image(image_name)
-    _check(image, clones)
+    _check(image, clones, timeout)
     known = find_evidence(context, image)
     begun, started_at = time.monotonic(), datetime.now(UTC)
     count = clones if image.os_state is OsState.GENERALIZED else 1
@@ -117,7 +117,9 @@ def boot_test(
     return report if keep_artifacts else _without_paths(report)
 
 
-def _check(image: Image, clones: int) -> None:
+def _check(image: Image, clones: int, timeout: float) -> None:
+    if timeout < 1:
+        raise InvalidInput("no guest starts in less than a second", hint="--timeout 10m")
     if not 2 <= clones <= _MAX_CLONES:
         raise InvalidInput(
             f"{clones} clones cannot be compared", hint=f"2 to {_MAX_CLONES} clones of an image"
