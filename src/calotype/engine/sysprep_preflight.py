@@ -99,7 +99,8 @@ def _obstacles(said: dict[str, Any]) -> Iterator[Obstacle]:
             f"Store apps are installed and not provisioned for all: {_some(apps)}", _APPS
         )
     for name in _list(said, "pending"):
-        yield Obstacle(_PENDING.get(name, "a restart is pending"), "restart Windows until none is")
+        what = _PENDING.get(name, "a restart is pending")
+        yield Obstacle(what, "restart Windows until none is", fatal=name != "renames")
     if volumes := _list(said, "bitlocker"):
         yield Obstacle(
             f"BitLocker is on, or not yet off ({_some(volumes)})",

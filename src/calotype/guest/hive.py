@@ -9,7 +9,7 @@ that cannot be done, :attr:`Hive.stale` says so.
 """
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -28,7 +28,8 @@ _SEGMENT = 16344  # bytes of a value's data in one cell
 _MAX_DATA = 1 << 20
 _MAX_VALUES = 4096  # of one key
 _MAX_SUBKEYS = 1 << 17  # of one key
-_MAX_CELLS = 1 << 20  # in all
+_MAX_CELLS = 1 << 20  # that are read, in all
+_MAX_BYTES = 1 << 29  # of these
 _MAX_CELL = 1 << 20
 _PAGES = 256  # that are remembered
 
@@ -128,7 +129,9 @@ class Key:
 
 
 class Hive:
-    """A hive of ``size`` bytes, read through ``read_at``; ``logs`` are its transaction logs.
+    """A hive of ``size`` bytes, read through ``read_at``.
+
+    ``logs`` are its transaction logs, which are asked for when they are needed.
 
     Attributes:
         stale: why newer values may exist than are seen; empty when there are none.
@@ -138,17 +141,17 @@ class Hive:
         GuestError: it is no hive.
     """
 
-    def __init__(self, read_at: ReadAt, size: int, logs: Sequence[bytes] = ()) -> None:
+    def __init__(self, read_at: ReadAt, size: int, logs: Iterable[bytes] = ()) -> None:
         header = Header.parse(read_at(0, 512))
         if header is None:
             raise GuestError("this is no hive of the Windows registry")
         self._read_at = read_at
         self._pages: dict[int, bytes] = {}
-        self._cells = 0
+        self._cells = self._read = 0
         self.stale = ""
         self.recovered = 0
         if header.is_dirty:
-            mended = recover(header, logs)
+            mended = recover(header, [*logs])
             self.stale, self.recovered = mended.problem, mended.changes
             self._pages, header = mended.pages, mended.header
         self._size = max(size, _BASE + header.bins) if self._pages else size
@@ -178,15 +181,16 @@ class Hive:
 
     def cell(self, offset: int) -> bytes:
         """The content of a cell that is in use."""
-        self._cells += 1
-        if self._cells > _MAX_CELLS:
-            raise GuestError("a hive of the registry is too entangled")
         if offset % 8 or offset == _NONE:
             raise GuestError("a hive of the registry makes no sense")
         head = self._bytes(offset, 4)
         size = -int.from_bytes(head, "little", signed=True)
         if not 8 <= size <= _MAX_CELL:
             raise GuestError("a cell of the registry is not in use, or too big")
+        self._cells += 1
+        self._read += size
+        if self._cells > _MAX_CELLS or self._read > _MAX_BYTES:
+            raise GuestError("a hive of the registry is too entangled")
         return self._bytes(offset + 4, size - 4)
 
     def _bytes(self, offset: int, length: int) -> bytes:

@@ -15,7 +15,7 @@ _SECTOR = 512
 _MASK = 0xFFFFFFFF
 _SEED = 0x82EF4D887A4E55C5
 _HEAD = 40  # bytes of an entry before its list of pages
-_MAX_LOG = 64 << 20
+_MAX_LOG = 32 << 20
 _MAX_BINS = 2 << 30  # bytes: the registry's own limit
 
 

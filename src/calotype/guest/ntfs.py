@@ -31,10 +31,10 @@ _END = 0xFFFFFFFF
 _I30 = "$I30"  # the index of names
 _DIRTY = 1
 _MAX_RUNS = 1 << 17  # of one attribute
-_MAX_ATTRIBUTES = 4096  # of one file, in all its records
+_MAX_ATTRIBUTES = 2048  # of one file, in all its records
 _MAX_LIST = 1 << 20  # bytes of an attribute list
 _MAX_NODES = 1 << 14  # index blocks of one directory
-_MAX_NAMES = 1 << 20
+_MAX_NAMES = 1 << 18  # of one directory
 _KEPT = 512  # records that are remembered
 
 

@@ -8,12 +8,14 @@ behind one.
 import stat
 
 from calotype.disk.base import Disk, read
+from calotype.errors import GuestError
 from calotype.guest.guest import READ_LIMIT, Stat
 from calotype.guest.ntfs import ROOT, Content, Ntfs, Record
 
 _LINKS = (0xA0000003, 0xA000000C)  # the tags of junctions and symbolic links
 _MAX_DEPTH = 64
-_KEPT = 256  # directories that are remembered
+_KEPT = 1 << 17  # names that are remembered
+_LARGEST = 1 << 36  # bytes of a file that is looked through
 #: What hiberfil.sys begins with while a memory image waits in it; Windows wipes it when it resumes.
 _ASLEEP = (b"hibr", b"HIBR")
 
@@ -76,6 +78,8 @@ class NtfsTree:
         content = self.open(path)
         if content is None:
             return True
+        if content.size > _LARGEST:
+            raise GuestError("a file is too big to be looked through")
         return all(not any(content.read(at, 1 << 20)) for at in range(keep, content.size, 1 << 20))
 
     # The state of the volume
@@ -113,7 +117,7 @@ class NtfsTree:
     def _entries(self, directory: Record) -> dict[str, int]:
         known = self._names.get(directory.number)
         if known is None:
-            if len(self._names) >= _KEPT:
+            if sum(map(len, self._names.values())) >= _KEPT:
                 self._names.clear()
                 self._folded.clear()
             known = {entry.name: entry.record for entry in self.fs.entries(directory)}

@@ -4,12 +4,13 @@ What the disk says is gathered (:mod:`~calotype.guest.windows_facts`), checked
 (:mod:`~calotype.guest.windows_checks`) and judged (:mod:`~calotype.guest.windows_state`).
 """
 
+import fnmatch
 from collections.abc import Iterator
 from contextlib import suppress
 
 from calotype.disk.base import Disk
 from calotype.errors import GuestError
-from calotype.guest.guest import glob
+from calotype.guest.guest import join
 from calotype.guest.inspect import Inspection, generations
 from calotype.guest.locate import DiskMap, Filesystem
 from calotype.guest.ntfs_tree import NtfsTree
@@ -24,20 +25,22 @@ from calotype.model import Architecture, OsState, OsType, Verdict
 
 _OS_STATES = {Verdict.GENERALIZED: OsState.GENERALIZED, Verdict.UNKNOWN: None}
 _ARCHITECTURES = {"AMD64": Architecture.X64, "ARM64": Architecture.ARM64}
+#: Kind, directory below a profile, and pattern of the name in small letters.
 _SECRETS = (
-    ("SSH private key", "/Users/*/.ssh/id_*"),
-    ("cloud or service credentials", "/Users/*/.aws/credentials"),
-    ("cloud or service credentials", "/Users/*/.azure/msal_token_cache*"),
-    ("Kubernetes configuration", "/Users/*/.kube/config"),
-    ("Docker credentials", "/Users/*/.docker/config.json"),
-    ("Git password", "/Users/*/.git-credentials"),
-    ("private key", "/Users/*/*.pfx"),
+    ("SSH private key", ".ssh", "id_*"),
+    ("cloud or service credentials", ".aws", "credentials"),
+    ("cloud or service credentials", ".azure", "msal_token_cache*"),
+    ("Kubernetes configuration", ".kube", "config"),
+    ("Docker credentials", ".docker", "config.json"),
+    ("Git password", "", ".git-credentials"),
+    ("private key", "", "*.pfx"),
     (
         "PowerShell history",
-        "/Users/*/AppData/Roaming/Microsoft/Windows/PowerShell/PSReadLine/*.txt",
+        "AppData/Roaming/Microsoft/Windows/PowerShell/PSReadLine",
+        "*.txt",
     ),
 )
-_MAX_SECRETS = 1000
+_MAX_SECRETS = _MAX_PROFILES = 1000
 
 
 def open_windows(disk: Disk, found: DiskMap) -> NtfsTree | None:
@@ -109,14 +112,16 @@ def inspect_windows(tree: NtfsTree, found: DiskMap) -> Inspection:
 
 def _secrets(tree: NtfsTree) -> tuple[Secret, ...]:
     """What looks like a secret of somebody, by path."""
-    found: dict[str, str] = {}
+    found = set()
     with suppress(GuestError):  # as much as can be listed
-        for kind, pattern in _SECRETS:
-            for path in glob(tree, pattern):
-                found.setdefault(printable(path), kind)
-                if len(found) >= _MAX_SECRETS:
-                    break
-    return tuple(Secret(kind, path) for path, kind in sorted(found.items()))
+        for profile in tree.list("/Users")[:_MAX_PROFILES]:
+            for kind, directory, pattern in _SECRETS:
+                place = join(join("/Users", profile), directory).rstrip("/")
+                names = (n for n in tree.list(place) if fnmatch.fnmatchcase(n.casefold(), pattern))
+                found |= {Secret(kind, printable(join(place, name))) for name in names}
+            if len(found) >= _MAX_SECRETS:
+                break
+    return tuple(sorted(found, key=lambda secret: secret.path)[:_MAX_SECRETS])
 
 
 def _notes(facts: Facts, verdict: Verdict) -> Iterator[str]:

@@ -3,16 +3,18 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from calotype.errors import GuestError
 from calotype.guest.guest import glob
-from calotype.guest.hive import Hive, Key
+from calotype.guest.hive import Hive, Key, Value
 from calotype.guest.ntfs_tree import NtfsTree
 from calotype.guest.windows_log import ERROR_LOG, decoded, offending, printable
 from calotype.guest.windows_roles import HYPER_V, ROLES, Role
 
 _CONFIG = "/Windows/System32/config"
-_MAX_LOG = 64 << 20
+_MAX_LOG = 32 << 20
+_MAX_FILES = 50  # of one pattern
 _SETUP_STATE = r"Microsoft\Windows\CurrentVersion\Setup\State"
 _VERSION = r"Microsoft\Windows NT\CurrentVersion"
 _CURRENT = r"Microsoft\Windows\CurrentVersion"
@@ -33,6 +35,7 @@ _PASSWORD = re.compile(
     re.IGNORECASE,
 )
 _MAX_ANSWER = 1 << 18
+_MAX_KEYS = 5000  # below one key
 _WIPED = "SENSITIVE*DATA*DELETED"
 _BUILT_IN = {"administrator", "guest", "defaultaccount", "wdagutilityaccount", "public", "default"}
 
@@ -101,7 +104,7 @@ class Registry:
                 self.problems.append(f"the registry hive {name} is missing")
                 return None
             logs = (tree.read(f"{_CONFIG}/{name}.LOG{n}", _MAX_LOG) for n in (1, 2))
-            hive = Hive(content.read, content.size, [log for log in logs if log])
+            hive = Hive(content.read, content.size, (log for log in logs if log))
         except GuestError as error:
             self.problems.append(f"the registry hive {name} cannot be read: {error.message}")
             return None
@@ -129,6 +132,15 @@ class Registry:
         except GuestError as error:
             self._failed(error)
             return []
+
+    def below(self, hive: Hive | None, path: str, name: str) -> Iterator[tuple[str, Value | None]]:
+        """(name of the key, its value of this name) of each key below one."""
+        key = self.key(hive, path)
+        try:
+            for inner in islice(key.keys(), _MAX_KEYS) if key is not None else ():
+                yield inner.name, inner.value(name)
+        except GuestError as error:
+            self._failed(error)
 
     def text(self, hive: Hive | None, path: str, name: str) -> str:
         """A value as text that can be shown; empty where there is none."""
@@ -207,7 +219,7 @@ def gather(tree: NtfsTree) -> Facts:
         else "",
         logon_password=bool(text(software, logon, "DefaultPassword")),
         answer_files=tuple(files.answer_files()),
-        host_keys=tuple(files.matching("/ProgramData/ssh/ssh_host_*_key")),
+        host_keys=tuple(map(printable, files.matching("/ProgramData/ssh/ssh_host_*_key"))),
         services=services,
         notes=tuple(registry.notes),
     )
@@ -244,7 +256,7 @@ class _Files:
 
     def matching(self, pattern: str) -> list[str]:
         try:
-            return [printable(path) for path in glob(self._tree, pattern)]
+            return [*islice(glob(self._tree, pattern), _MAX_FILES)]
         except GuestError as error:
             self._problems.append(f"{pattern} cannot be looked for: {error.message}")
             return []
@@ -268,26 +280,26 @@ class _Files:
                 if "<unattend" not in text.casefold():
                     continue
                 found = (match[1] for match in _PASSWORD.finditer(text))
-                yield AnswerFile(path=path, has_password=any(_WIPED not in word for word in found))
+                yield AnswerFile(
+                    path=printable(path), has_password=any(_WIPED not in word for word in found)
+                )
 
 
 def _users(registry: Registry) -> Iterator[str]:
     """Who has a profile and is a person: SIDs of accounts with numbers from 1000 on, by profile's name."""
-    profiles = rf"{_VERSION}\ProfileList"
-    for sid in registry.names(registry.software, profiles)[:1000]:
-        number = sid.rpartition("-")[2]
-        if sid.startswith("S-1-5-21-") and number.isdecimal():
-            path = registry.text(registry.software, rf"{profiles}\{sid}", "ProfileImagePath")
-            name = path.rpartition("\\")[2]
-            if name and name.casefold() not in _BUILT_IN:
-                yield name
+    for profile, path in registry.below(
+        registry.software, rf"{_VERSION}\ProfileList", "ProfileImagePath"
+    ):
+        name = printable(path.text).rpartition("\\")[2] if path else ""
+        if profile.startswith("S-1-5-21-") and name and name.casefold() not in _BUILT_IN:
+            yield name
 
 
 def _roles(registry: Registry, services: frozenset[str]) -> Iterator[Role]:
     installed = {
         name.casefold()
-        for name in registry.names(registry.software, _ROLE_CACHE)[:2000]
-        if registry.number(registry.software, rf"{_ROLE_CACHE}\{name}", "InstallState") == 1
+        for name, state in registry.below(registry.software, _ROLE_CACHE, "InstallState")
+        if state is not None and state.number == 1
     }
     for role in (*ROLES, HYPER_V):
         if role.components & installed or role.services & services:
