@@ -189,7 +189,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where.mkdir()
     packages = sorted((root / "RPMS/noarch").glob("*.rpm"))
     subprocess.run(
-        ["rpm", "--dbpath", where, "--justdb", "--nodeps", "-i", *packages],
+        ["rpm", "--dbpath", str(where), "--justdb", "--nodeps", "-i", *map(str, packages)],
         check=True,
         capture_output=True,
     )
@@ -250,7 +250,7 @@ def test_rpm(kind: str, database: Path, headers: list[bytes], tmp_path: Path) ->
 
 def test_rpm_itself_reads_the_hash_of_these_tests(headers: list[bytes], tmp_path: Path) -> None:
     bdb(headers, tmp_path / "Packages")
-    argv = ["rpm", "--define", "_db_backend bdb_ro", "--dbpath", tmp_path, "-qa"]
+    argv = ["rpm", "--define", "_db_backend bdb_ro", "--dbpath", str(tmp_path), "-qa"]
     said = subprocess.run(argv, check=True, capture_output=True).stdout.split()
     assert sorted(said) == [b"alpha-1.2-3.noarch", b"beta-0.9~rc1-3.noarch"]
 

@@ -9,6 +9,7 @@ from cyclonedx.model import Property
 from cyclonedx.model.bom import Bom, BomMetaData
 from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.model.license import DisjunctiveLicense
+from cyclonedx.model.tool import ToolRepository
 from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
@@ -70,14 +71,16 @@ def of_tree(subject: Subject, tree: Tree) -> bytes:
         metadata=BomMetaData(
             timestamp=subject.created_at,
             component=image,
-            tools=[
-                Component(
-                    type=ComponentType.APPLICATION,
-                    name="calotype",
-                    version=__version__,
-                    bom_ref="tool:calotype",
-                )
-            ],
+            tools=ToolRepository(
+                components=[
+                    Component(
+                        type=ComponentType.APPLICATION,
+                        name="calotype",
+                        version=__version__,
+                        bom_ref="tool:calotype",
+                    )
+                ]
+            ),
         ),
         components=[system, *packages],
     )
@@ -98,8 +101,8 @@ def _system(release: facts.Facts) -> Component:
 def _components(packages: list[Package], release: facts.Facts) -> Iterator[Component]:
     seen: set[str] = set()
     for package in packages:
-        purl = _purl(package, release)
-        reference = str(purl)
+        found = purl(package, release)
+        reference = str(found) if found else f"package:{len(seen)}"
         if reference in seen:
             continue
         seen.add(reference)
@@ -108,7 +111,7 @@ def _components(packages: list[Package], release: facts.Facts) -> Iterator[Compo
             bom_ref=reference,
             name=_clean(package.name),
             version=_clean(package.version),
-            purl=purl,
+            purl=found,
             licenses=[DisjunctiveLicense(name=_clean(package.license))]
             if package.license
             else None,
@@ -118,8 +121,11 @@ def _components(packages: list[Package], release: facts.Facts) -> Iterator[Compo
         )
 
 
-def _purl(package: Package, release: facts.Facts) -> PackageURL:
-    """``pkg:deb/debian/bash@5.2?arch=amd64&distro=debian-12``."""
+def purl(package: Package, release: facts.Facts) -> PackageURL | None:
+    """``pkg:deb/debian/bash@5.2?arch=amd64&distro=debian-12``; None for a name that no purl can have."""
+    name = _clean(package.name).strip("/ ")
+    if not name:
+        return None
     distribution = _clean(release.get("ID", "")) or None
     number = _clean(release.get("VERSION_ID", ""))
     qualifiers = {
@@ -133,7 +139,7 @@ def _purl(package: Package, release: facts.Facts) -> PackageURL:
     return PackageURL(
         type="generic" if package.family is Family.FREEBSD else package.family.value,
         namespace=distribution,
-        name=_clean(package.name),
+        name=name,
         version=_clean(version),
         qualifiers={key: value for key, value in qualifiers.items() if value},
     )

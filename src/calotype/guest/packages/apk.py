@@ -52,7 +52,7 @@ def _lines(tree: Tree) -> Iterator[bytes]:
 
 
 def _package(fields: dict[bytes, bytes]) -> Iterator[Package]:
-    if b"P" in fields and b"V" in fields:
+    if fields.get(b"P") and fields.get(b"V"):
         name, version, architecture, source, license_ = (
             told(fields.get(key, b"")) for key in (b"P", b"V", b"A", b"o", b"L")
         )

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 
+from calotype.errors import GuestError
 from calotype.guest.guest import Tree, join
 from calotype.guest.packages.package import Family, Package, bounded, told, whole
 
@@ -11,6 +12,8 @@ _PARTS = "/var/lib/dpkg/status.d"
 _INFO = "/var/lib/dpkg/info"
 _LIMIT = 64 << 20
 _PART_LIMIT = 1 << 20
+_STANZA_LIMIT = 4 << 20
+_BLANKS = re.compile(rb"\n*")
 _FIELD = re.compile(rb"^(Package|Status|Version|Architecture|Source):([^\n]*)", re.MULTILINE)
 #: What comes third in ``Status:`` when nothing, or nothing but configuration, is there.
 _ABSENT = {"not-installed", "config-files"}
@@ -41,18 +44,25 @@ def files(tree: Tree, read: Callable[[list[str]], dict[str, bytes]]) -> Iterator
 
 
 def _stanzas(data: bytes) -> Iterator[bytes]:
-    start = 0
+    start = _end_of_blanks(data, 0)
     while start < len(data):
         end = data.find(b"\n\n", start)
         end = len(data) if end < 0 else end
+        if end - start > _STANZA_LIMIT:
+            raise GuestError("a package's paragraph is longer than any")
         yield data[start:end]
-        start = end + 2
+        start = _end_of_blanks(data, end)
+
+
+def _end_of_blanks(data: bytes, start: int) -> int:
+    found = _BLANKS.match(data, start)
+    return found.end() if found else start
 
 
 def _package(stanza: bytes) -> Iterator[Package]:
     found = {key: told(value) for key, value in _FIELD.findall(stanza)}
     state = found.get(b"Status", "").split()
-    if b"Package" not in found or b"Version" not in found or (state and state[-1] in _ABSENT):
+    if not found.get(b"Package") or not found.get(b"Version") or (state and state[-1] in _ABSENT):
         return
     source = found.get(b"Source", "").partition(" ")[0]
     yield Package(

@@ -13,7 +13,8 @@ def packages(tree: Tree) -> Iterator[Package]:
     """The installed packages."""
     database = _open(tree)
     if database is not None:
-        yield from bounded(_package(row) for _, row in database.rows("packages"))
+        rows = (_package(row) for _, row in database.rows("packages"))
+        yield from bounded(package for package in rows if package.name)
 
 
 def files(tree: Tree) -> Iterator[tuple[str, str]]:
