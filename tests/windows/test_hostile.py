@@ -4,6 +4,7 @@ import random
 import time
 from functools import partial
 
+import pytest
 from tests.disks import BytesDisk
 from tests.windows import build
 from tests.windows.build import CONFIG, GENERAL
@@ -94,6 +95,31 @@ def read_all(found: Hive) -> int:
             _ = value.text, value.texts, value.number
         waiting.extend(key.keys())
     return count
+
+
+def test_a_hive_of_lists_of_lists_of_the_same_key():
+    """Sixty million keys by its own word; we stop long before."""
+    names = {rf"Many\{n:05d}": {} for n in range(1000)}
+    raw = bytearray(hive(names))
+    first = raw.index(b"li")
+    (ri,) = (at for at in range(PAGE, len(raw), 8) if raw[at + 4 : at + 6] == b"ri")
+    li = first - 4 - PAGE
+    bomb = b"ri" + (60_000).to_bytes(2, "little") + li.to_bytes(4, "little") * 60_000
+    at = len(raw) - PAGE
+    cell = (-(len(bomb) + 4)).to_bytes(4, "little", signed=True) + bomb
+    cell += bytes(-len(cell) % 8)
+    (key,) = (
+        place
+        for place in range(PAGE, len(raw), 8)
+        if raw[place + 4 : place + 6] == b"nk" and raw[place + 80 : place + 84] == b"Many"
+    )
+    assert int.from_bytes(raw[key + 4 + 28 : key + 4 + 32], "little") == ri - PAGE
+    raw[key + 4 + 28 : key + 4 + 32] = at.to_bytes(4, "little")
+    found = Hive(partial(part, bytes(raw + cell)), len(raw) + len(cell))
+    began = time.monotonic()
+    with pytest.raises(GuestError, match="too many"):
+        found.key(r"Many\nothing")
+    assert time.monotonic() - began < 30  # about one on a quiet machine
 
 
 def test_mutated_hives_and_logs():
