@@ -21,6 +21,7 @@ from typing import Any
 
 from bench.leaks import boots, families, report, times
 from bench.leaks.guest import Refused
+from bench.leaks.picture import picture
 from bench.leaks.search import search, whereabouts
 from bench.leaks.tools import TOOLS, Calotype, Tool
 from bench.leaks.used import Used, used
@@ -167,6 +168,7 @@ def main() -> None:
     content["times"] = kept.get("times")
     content["families"] = kept.get("families", {}).get("rows", [])
     report.write(content, given.report)
+    given.report.with_suffix(".svg").write_text(picture(content["canaries"], content["tools"]))
     ours = [tool for tool in content["tools"] if tool["name"].startswith("Calotype")]
     site = {c.name for c in start.canaries if c.group == "site"}
     if any(set(tool["left"]) - site for tool in ours):

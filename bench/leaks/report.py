@@ -83,7 +83,7 @@ def table(canaries: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, An
 def _cell(counts: Iterable[int], group: str, *, bold: bool = False) -> str:
     left, files, said = counts
     text = f"**{left}**" if bold else str(left)
-    if group == "site" and said:
+    if group == "site" and said and left:
         return f"{text} ({said} reported)"
     return f"{text} ({files})" if left else text
 
@@ -203,6 +203,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     lines = ["# What is left in a generalized image", "", _WORDS]
     lines += [
         f"{len(canaries)} canaries of {len(kinds)} kinds. `make bench-leaks` repeats it all.",
+        "",
+        "![What each tool left](leaks.svg)",
         "",
         *table(canaries, tools),
         "## The columns",

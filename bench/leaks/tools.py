@@ -163,6 +163,7 @@ def generalized(cli: Cli, used: Used, options: Sequence[str] = ()) -> dict[str, 
 
 
 _CLOUD_INIT = "cloud-init clean --logs --machine-id"
+_CAPTURE = "calotype vm capture VM --image NAME --generalize"
 _WAAGENT = "waagent -force -deprovision+user"
 
 TOOLS: tuple[Tool, ...] = (
@@ -180,7 +181,12 @@ TOOLS: tuple[Tool, ...] = (
         "virt-sysprep --operations all -a DISK",
         ("--operations", "all"),
     ),
-    Calotype("Calotype", "calotype vm capture VM --image NAME --generalize"),
+    Calotype("Calotype", _CAPTURE),
+    Calotype(
+        "Calotype, secrets too",
+        f"{_CAPTURE} --enable application-secrets",
+        ("--enable", "application-secrets"),
+    ),
 )
 
 

@@ -8,6 +8,7 @@ import pytest
 from bench.leaks import report
 from bench.leaks.boots import judge
 from bench.leaks.canaries import Group, Taken, filled, planted, word
+from bench.leaks.picture import picture
 from bench.leaks.plan import DEEDS, FILES, NAMES, TAKEN
 from bench.leaks.search import forms, search, whereabouts
 from bench.leaks.used import extract
@@ -132,6 +133,13 @@ def test_cells_count_canaries_and_the_sites_own_are_told_as_reported():
     assert "| keys | 1 | 0 | 1 (1 reported) |" in lines
     assert report.leftovers(theirs, CANARIES) == ["- a: `<free>`", "- c: `/home`"]
     assert report.leftovers(ours, CANARIES) == []
+
+
+def test_the_picture_shows_what_is_left_without_the_sites_own():
+    drawn = picture(CANARIES, [tool("a <tool>", {"a": ["<free>"], "c": ["/home"], "d": ["/d"]})])
+    assert "of 3 canaries" in drawn
+    assert "2 (1 in files)" in drawn
+    assert "a &lt;tool&gt;" in drawn
 
 
 def test_the_report_says_when_a_target_is_missed_and_when_the_machine_was_busy():
