@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from calotype import wire
 from calotype.config import Home
-from calotype.engine import boottest, bootwords
+from calotype.engine import bootclone, bootwords
 from calotype.engine.bootlook import COLLECT, SETTLE, Login
 from calotype.engine.bootreport import (
     BootReport,
@@ -371,8 +371,8 @@ def test_a_test_that_could_not_be_done_changes_nothing(context):
 def test_users_of_clones_come_from_the_other_end(context, monkeypatch):
     run_by = context.home.prepare().vms / "a-clone" / "run"
     run_by.mkdir(parents=True)
-    first = boottest._free_uid(context)
+    first = bootclone._free_uid(context)
     assert first == max(uids(context))
     if os.geteuid() == 0:
         os.chown(run_by, first, first)
-        assert boottest._free_uid(context) == first - 1
+        assert bootclone._free_uid(context) == first - 1
