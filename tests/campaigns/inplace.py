@@ -7,9 +7,9 @@ Run as a program for all points, and the report; the ordinary tests run a part o
 
 import argparse
 import json
-import logging
 import os
 import platform
+import random
 import select
 import shutil
 import sqlite3
@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,8 +33,6 @@ from calotype.engine.context import Context
 from calotype.engine.inplace import generalize_vm
 from calotype.engine.restore import list_points, restore, take_restore_point
 from calotype.errors import CalotypeError
-
-log = logging.getLogger("campaign")
 
 #: After every so many points the whole job is done again, and the store pruned, before the way back.
 _AGAIN = 16
@@ -56,8 +54,8 @@ must succeed, and two prunes must leave nothing to free and the restore points w
 - {machine}
 - time: {seconds} s
 
-| command | points | found after the kill |
-|---|---|---|
+| command | its calls | killed at | found after the kill |
+|---|---|---|---|
 """
 
 
@@ -123,15 +121,15 @@ def state_of(context: Context) -> State:
     return State(contents(context, "web"), vm.generalized, points, others)
 
 
-@dataclass
-class Tally:
-    """What became of the points of one case."""
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one point: what was ``found`` after the kill, or what was ``wrong``."""
 
     command: str
-    calls: int = 0
-    points: int = 0
-    found: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
+    calls: int  # that a whole run makes
+    point: int
+    found: str = ""
+    wrong: str = ""
 
 
 class Trial:
@@ -276,57 +274,80 @@ def spread(calls: int, points: int) -> list[int]:
     return sorted({1 + number * (calls - 1) // (points - 1) for number in range(points)})
 
 
-def kill(name: str, points: int | None, share: int = 0, shares: int = 1) -> Tally:
-    """Kill a command at ``points`` points (None: at all), of which every ``shares``-th is this share's."""
+def kill(
+    name: str,
+    points: int | None,
+    *,
+    share: int = 0,
+    shares: int = 1,
+    done: Collection[int] = (),
+    log: Path | None = None,
+) -> list[Result]:
+    """Kill a command at ``points`` points (None: at all), but those that are ``done``.
+
+    Every ``shares``-th of them is this share's. Each result is added to ``log`` at once. The order is a
+    shuffled one, so that a part of the points is a fair sample of all.
+    """
+    results = []
     with workshop() as (room, disk, tripwire):
         trial = Trial(tripwire, CASES[name], disk, room)
-        at = range(1, trial.calls + 1) if points is None else spread(trial.calls, points)
-        tally = Tally(name, trial.calls)
+        at = spread(trial.calls, points or trial.calls)
+        random.Random(1).shuffle(at)
         for number, point in enumerate(at[share::shares]):
-            tally.points += 1
+            if point in done:
+                continue
+            result = Result(name, trial.calls, point)
             try:
                 found = trial.at(point, again=number % _AGAIN == 0 or point == trial.calls)
+                result = replace(result, found=found)
             except (AssertionError, CalotypeError, OSError) as error:
-                tally.wrong.append(f"{point}: {type(error).__name__}: {error}"[:2000])
-            else:
-                tally.found[found] += 1
-            if tally.points % 50 == 0:
-                log.info("%s, share %d: %d of %d", name, share, tally.points, len(at) // shares)
-    return tally
+                result = replace(result, wrong=f"{type(error).__name__}: {error}"[:2000])
+            results.append(result)
+            if log is not None:
+                with log.open("a") as lines:
+                    lines.write(json.dumps(asdict(result)) + "\n")
+    return results
 
 
-def campaign(names: Collection[str], points: int | None, jobs: int = 1) -> list[Tally]:
-    """Kill the commands of these names, ``jobs`` at once."""
+def campaign(names: Collection[str], points: int | None, jobs: int, log: Path) -> list[Result]:
+    """Kill the commands of these names, ``jobs`` at once; go on where ``log`` ends."""
+    before = [Result(**json.loads(line)) for line in log.read_text().splitlines()]
     with ProcessPoolExecutor(jobs) as pool:
-        shares = {
-            name: [pool.submit(kill, name, points, share, jobs) for share in range(jobs)]
+        parts = [
+            pool.submit(
+                kill,
+                name,
+                points,
+                share=share,
+                shares=jobs,
+                done={result.point for result in before if result.command == name},
+                log=log,
+            )
             for name in names
-        }
-        return [_sum([done.result() for done in parts]) for parts in shares.values()]
+            for share in range(jobs)
+        ]
+        return before + [result for part in parts for result in part.result()]
 
 
-def _sum(parts: list[Tally]) -> Tally:
-    return Tally(
-        command=parts[0].command,
-        calls=max(part.calls for part in parts),
-        points=sum(part.points for part in parts),
-        found=sum((part.found for part in parts), Counter()),
-        wrong=[line for part in parts for line in part.wrong],
-    )
-
-
-def report(tallies: list[Tally], seconds: float) -> str:
+def report(results: list[Result], seconds: float) -> str:
     """The report for people."""
-    points = sum(tally.points for tally in tallies)
-    good = points - sum(len(tally.wrong) for tally in tallies)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
     text = REPORT.format(
-        again=_AGAIN, points=points, good=good, machine=machine, seconds=f"{seconds:.0f}"
+        again=_AGAIN,
+        points=len(results),
+        good=sum(not result.wrong for result in results),
+        machine=f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        seconds=f"{seconds:.0f}",
     )
-    for tally in tallies:
-        found = "; ".join(f"{count} {what}" for what, count in sorted(tally.found.items()))
-        text += f"| {tally.command} | {tally.points} | {found} |\n"
-        text += "".join(f"|  | wrong | {line} |\n" for line in tally.wrong)
+    for name in CASES:
+        mine = [result for result in results if result.command == name]
+        if mine:
+            found = Counter(result.found for result in mine if result.found)
+            told = "; ".join(f"{count} {what}" for what, count in sorted(found.items()))
+            calls = max(result.calls for result in mine)
+            text += f"| {name} | {calls} | {len({result.point for result in mine})} | {told} |\n"
+            for result in mine:
+                if result.wrong:
+                    text += f"|  |  | {result.point} | wrong: {result.wrong} |\n"
     return text
 
 
@@ -336,20 +357,23 @@ def main() -> int:
     parser.add_argument("--points", type=int, help="of each command (default: all)")
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--log", type=Path, help="results so far: what is in it is not done again")
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
-    log.setLevel(logging.INFO)
-    log.addHandler(logging.StreamHandler())
     started = time.monotonic()
-    tallies = campaign(arguments.cases, arguments.points, arguments.jobs)
-    seconds = time.monotonic() - started
-    text = report(tallies, seconds)
+    with tempfile.TemporaryDirectory() as room:
+        log = arguments.log or Path(room) / "log"
+        log.touch()
+        results = campaign(arguments.cases, arguments.points, arguments.jobs, log)
+    text = report(results, time.monotonic() - started)
     sys.stdout.write(text)
     if arguments.report is not None:
         arguments.report.with_suffix(".md").write_text(text)
-        record = {"seconds": round(seconds), "cases": [asdict(tally) for tally in tallies]}
-        arguments.report.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    return 1 if any(tally.wrong for tally in tallies) else 0
+        lines = sorted(results, key=lambda result: (result.command, result.point))
+        arguments.report.with_suffix(".json").write_text(
+            json.dumps([asdict(line) for line in lines]).replace("}, ", "},\n") + "\n"
+        )
+    return 1 if any(result.wrong for result in results) else 0
 
 
 if __name__ == "__main__":
