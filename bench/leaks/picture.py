@@ -15,11 +15,15 @@ def picture(canaries: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, 
     mine = {canary["name"] for canary in canaries if canary["group"] != "site"}
     height = 70 + _ROW * len(tools)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
-        'font-family="sans-serif" font-size="13">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
+            'font-family="sans-serif" font-size="13">'
+        ),
         f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
-        f'<text x="12" y="22" font-size="15">Left on the disk, of {len(mine)} canaries of the machine and'
-        " its people</text>",
+        (
+            f'<text x="12" y="22" font-size="15">Left on the disk, of {len(mine)} canaries of the machine and'
+            " its people</text>"
+        ),
     ]
     for place, tool in enumerate(tools):
         files = len(mine & set(in_files(tool["left"])))
