@@ -4,8 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,9 @@ from calotype.engine.appliance import (
 from calotype.engine.context import Context
 from calotype.errors import GuestError, TimedOut
 from calotype.guest.guest import text, walk
+from calotype.guest.mounts import MountedGuest
 from calotype.machine import QemuDriver
+from calotype.machine.appliance import ApplianceMachine
 
 pytestmark = pytest.mark.vm
 
@@ -66,6 +67,7 @@ def make_tree(root: Path, fstab: str) -> Path:
     for name in ("root", "tmp", "proc", "sys", "dev", "run", "boot/efi", "var/lib"):
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "etc/shadow").chmod(0o640)
+    (root / "usr/bin/true").chmod(0o755)
     (root / "bin").symlink_to("usr/bin")
     run.run(["chown", "-R", "1000:1000", str(root / "home/alice")])
     return root
@@ -136,7 +138,7 @@ def assemble(path: Path, parts: list[tuple[Path, str]]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def context(tmp_path_factory) -> Iterator[Context]:
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     home = Home(tmp_path_factory.mktemp("home"))
     context = Context(home=home, driver=QemuDriver(home.cache))
     with contextlib.closing(context):
@@ -153,10 +155,12 @@ def opened(path: Path) -> Iterator[Disk]:
 def used(context: Context, path: Path, script: bytes) -> None:
     """Use the guest for a while: run a script with its root at /guest, on the disk itself."""
     scratch = path.parent
-    with writable(RawSource(path), path.with_suffix(".used"), scratch) as view:
-        with appliance_guest(context, view) as mounted:
-            done = mounted.guest._shell.run(b"set -e\n" + script)
-            assert done.status == 0, done
+    with (
+        writable(RawSource(path), path.with_suffix(".used"), scratch) as view,
+        appliance_guest(context, view) as mounted,
+    ):
+        done = mounted.guest._shell.run(b"set -e\n" + script)
+        assert done.status == 0, done
     bake(path, view)
 
 
@@ -179,18 +183,21 @@ sync; rm var/deleted-*; sync
 
 
 def count(path: Path, name: str) -> int:
-    done = subprocess.run(["grep", "-aobF", canary(name).decode(), str(path)], capture_output=True)
+    done = subprocess.run(
+        ["grep", "-aobF", canary(name).decode(), str(path)], capture_output=True, check=False
+    )
     return len(done.stdout.splitlines())
 
 
-def generalized(context: Context, path: Path, check, *more: str) -> dict[str, int]:
+def generalized(
+    context: Context, path: Path, check: Callable[[MountedGuest], None], *more: str
+) -> dict[str, int]:
     """Generalize a copy in an appliance, look at the result, and count what is left on its raw disk."""
     for name in (*REMOVED, *more):
         assert count(path, name) > 0, f"{name} is not on the disk: the test would prove nothing"
-    before = time.monotonic()
     with writable(RawSource(path), path.with_suffix(".qcow2"), path.parent) as view:
         report = generalize_in_appliance(context, view)
-    print("generalized in", round(time.monotonic() - before, 1), report.filesystem, report.wiped)
+    assert report.filesystem.endswith("is clean")
     assert not any(step.left for step in report.steps)
     raw = path.with_suffix(".out")
     with contextlib.closing(view.disk()) as disk, raw.open("wb") as file:
@@ -204,15 +211,17 @@ def generalized(context: Context, path: Path, check, *more: str) -> dict[str, in
             guest = mounted.guest
             assert guest.read("/etc/machine-id") == b""
             assert "alice" not in text(guest, "/etc/passwd") + text(guest, "/etc/shadow")
-            assert guest.list("/home") == []
+            assert set(guest.list("/home")) <= {"lost+found"}
             assert guest.read("/opt/kept") == FILES["opt/kept"]
-            assert guest.stat("/etc/shadow").mode & 0o777 == 0o640
+            shadow = guest.stat("/etc/shadow")
+            assert shadow is not None
+            assert shadow.mode & 0o777 == 0o640
     left = {name: count(raw, name) for name in (*REMOVED, *more)}
     raw.unlink()
     return left
 
 
-def label_of(mounted, path: str) -> str:
+def label_of(mounted: MountedGuest, path: str) -> str:
     script = f"getfattr -h --only-values -n security.selinux /guest{path}"
     return mounted.guest._shell.run(script.encode()).stdout.decode().rstrip("\0")
 
@@ -222,7 +231,7 @@ def test_xfs(context: Context, tmp_path: Path) -> None:
     path = assemble(tmp_path / "disk.raw", [(xfs(tree, tmp_path / "xfs", 320), "8300")])
     used(context, path, USE)
 
-    def check(mounted) -> None:
+    def check(mounted: MountedGuest) -> None:
         assert [(m.path, m.device.type) for m in mounted.mounts] == [("/", "xfs")]
         assert label_of(mounted, "/etc/shadow") == LABEL
         assert label_of(mounted, "/etc/passwd") == LABEL
@@ -245,7 +254,7 @@ rm -rf etc usr var root tmp opt boot proc sys dev run bin home; sync
     used(context, path, layout)
     used(context, path, USE)
 
-    def check(mounted) -> None:
+    def check(mounted: MountedGuest) -> None:
         found = {m.path: m.options for m in mounted.mounts}
         assert found == {"/": "subvol=@", "/home": "subvol=/@home"}
         assert label_of(mounted, "/etc/shadow") == LABEL
@@ -254,7 +263,7 @@ rm -rf etc usr var root tmp opt boot proc sys dev run bin home; sync
     used(context, path, b"cd /guest; btrfs subvolume snapshot . kept")
     with (
         writable(RawSource(path), tmp_path / "snapshot.qcow2", tmp_path) as view,
-        pytest.raises(GuestError, match="snapshots keep .*@/kept"),
+        pytest.raises(GuestError, match=r"snapshots keep .*@/kept"),
     ):
         generalize_in_appliance(context, view)
 
@@ -282,15 +291,17 @@ for lv in gone swap; do
 done
 sync; lvm vgchange -an; lvm lvremove -q -y my-group/gone; sync
 """ % canary("swapped")
-    with writable(RawSource(path), tmp_path / "made", tmp_path) as view:
-        with on_view(context, view) as shell:
-            done = shell.run(script)
-            assert done.status == 0, done
+    with (
+        writable(RawSource(path), tmp_path / "made", tmp_path) as view,
+        on_view(context, view) as shell,
+    ):
+        done = shell.run(script)
+        assert done.status == 0, done
     bake(path, view)
     used(context, path, USE)
     assert count(path, "swapped") > 10
 
-    def check(mounted) -> None:
+    def check(mounted: MountedGuest) -> None:
         assert [(m.path, m.device.path) for m in mounted.mounts] == [
             ("/", "/dev/mapper/my--group-root")
         ]
@@ -319,7 +330,7 @@ def test_several_partitions(context: Context, tmp_path: Path) -> None:
     run.run(["sgdisk", "--change-name=1:system", str(path)])
     used(context, path, USE)
 
-    def check(mounted) -> None:
+    def check(mounted: MountedGuest) -> None:
         types = {m.path: m.device.type for m in mounted.mounts}
         assert types == {"/": "ext4", "/boot/efi": "vfat", "/home": "ext4", "/var": "ext4"}
         assert mounted.absent == ("LABEL=elsewhere on /srv",)
@@ -333,7 +344,7 @@ def test_what_hangs_is_ended_and_nothing_stays(context: Context, tmp_path: Path)
     before = path.read_bytes()
     with opened(path) as disk, appliance_tree(context, disk) as mounted:
         guest = mounted.guest
-        assert [p for p, _ in walk(guest, "/home")][0] == "/home/alice"
+        assert next(walk(guest, "/home"))[0] == "/home/alice"
         assert guest.execute(["no-such-program"]) is False
         with pytest.raises(GuestError, match="failed in the guest"):
             guest.execute(["/usr/bin/true"])  # a script without a shell
@@ -343,5 +354,6 @@ def test_what_hangs_is_ended_and_nothing_stays(context: Context, tmp_path: Path)
             shell.run(b"while :; do :; done", timeout=1.0)
         with pytest.raises(GuestError):
             shell.run(b"true")
+        assert isinstance(shell, ApplianceMachine)
         assert shell._process.poll() is not None
     assert path.read_bytes() == before

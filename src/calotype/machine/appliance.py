@@ -215,8 +215,8 @@ def _command(channel: int, drives: Sequence[Drive], accel: Literal["kvm", "tcg"]
         for node in _nodes(number, drive):
             args += ["-blockdev", json.dumps(node)]
         args += _file_set(number, drive)
-        # Blocks of 4 KiB are told of as they become free; a discard alone would be rounded to clusters.
-        sizes = "discard_granularity=4096,logical_block_size=512,physical_block_size=4096"
+        # As fine as a file system's blocks may be: what is finer than this is never discarded.
+        sizes = "discard_granularity=512,logical_block_size=512,physical_block_size=512"
         args += ["-device", f"virtio-blk-pci,drive=disk{number},discard=on,write-zeroes=on,{sizes}"]
     return args
 

@@ -40,7 +40,7 @@ _ON_DEMAND = (
     "loop",
 )
 _PACKAGES = (
-    *("busybox-static", "libc6", "util-linux", "attr", "findutils"),
+    *("busybox-static", "dash", "libc6", "util-linux", "attr", "findutils"),
     *("e2fsprogs", "xfsprogs", "btrfs-progs", "dosfstools", "lvm2", "dmsetup"),
     *("libblkid1", "libuuid1", "liburcu8", "libinih1", "liblzo2-2", "zlib1g", "libzstd1"),
     *("libext2fs2", "libcom-err2", "libss2", "libattr1", "libudev1", "libselinux1", "libpcre2-8-0"),
@@ -48,9 +48,18 @@ _PACKAGES = (
     *("libtinfo6", "libbsd0", "libmd0", "libcap2", "libgcrypt20", "libgpg-error0", "liblzma5"),
     *("liblz4-1",),
 )
-#: Programs that do more than busybox's applets of the same names, or that it has not.
+#: Programs that do more than busybox's applets of the same names, or that it has not. The shell is not
+#: busybox's, for that one takes its own applets whatever stands on the path.
 _PROGRAMS = (
-    *("bin/busybox", "bin/find", "bin/setfattr", "bin/getfattr", "bin/btrfs", "bin/xargs"),
+    *(
+        "bin/busybox",
+        "bin/dash",
+        "bin/find",
+        "bin/setfattr",
+        "bin/getfattr",
+        "bin/btrfs",
+        "bin/xargs",
+    ),
     *("sbin/blkid", "sbin/blkdiscard", "sbin/lvm", "sbin/dmsetup"),
     *("sbin/e2fsck", "sbin/dumpe2fs", "sbin/xfs_repair", "sbin/xfs_db", "sbin/fsck.fat"),
 )
@@ -123,9 +132,10 @@ def _initrd(tree: Tree, version: str) -> bytes:
         cpio.symlink(name, f"usr/{name}")
     busybox = tree.path("usr/bin/busybox")
     applets = run([str(busybox), "--list-full"], limits=Limits(wall=10)).stdout.decode().split()
-    for name in {f"usr/{'s' * ('sbin/' in a)}bin/{Path(a).name}" for a in applets}:
-        if not tree.path(name).exists() or name.split("/", 1)[1] not in _PROGRAMS:
-            cpio.symlink(name, "/usr/bin/busybox")
+    names = {f"{'s' * ('sbin/' in applet)}bin/{Path(applet).name}" for applet in applets}
+    for name in sorted(names - {*_PROGRAMS, "bin/sh"}):
+        cpio.symlink(f"usr/{name}", "/usr/bin/busybox")
+    cpio.symlink("usr/bin/sh", "dash")
     for name in _PROGRAMS:
         cpio.add(f"usr/{name}", _content(tree, f"usr/{name}"), 0o755)
     for path in sorted(tree.root.glob(f"{_LIBRARIES}/*.so*")):
