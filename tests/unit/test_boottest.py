@@ -25,13 +25,18 @@ from calotype.engine.bootreport import (
     parse,
 )
 from calotype.engine.boottest import boot_test
+from calotype.engine.context import Context
+from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import uids
-from calotype.errors import GuestError, InvalidInput, NotFound, TimedOut
+from calotype.engine.sources import Upload
+from calotype.errors import GuestError, InvalidInput, NotFound, TimedOut, ToolFailed
+from calotype.machine import Acceleration
 from calotype.machine.watch import legible
 from calotype.model import (
     Architecture,
     Image,
     ImageDisk,
+    Network,
     OsState,
     OsType,
     Provenance,
@@ -376,3 +381,42 @@ def test_users_of_clones_come_from_the_other_end(context, monkeypatch):
     if os.geteuid() == 0:
         os.chown(run_by, first, first)
         assert bootclone._free_uid(context) == first - 1
+
+
+def installation(home, driver):
+    return Context(home, driver)
+
+
+class NoQemu:
+    """A driver on a host where no VM starts."""
+
+    def acceleration(self):
+        return Acceleration("tcg", "")
+
+    def start(self, spec):
+        assert spec.network is Network.RESTRICTED
+        raise ToolFailed("QEMU did not start the VM: no memory")
+
+    def kill(self, directory):
+        pass
+
+
+def test_a_host_that_starts_no_vm_is_no_verdict_on_the_image(context, tmp_path):
+    disk = tmp_path / "empty.raw"
+    disk.write_bytes(bytes(1 << 20))
+    import_image(
+        context,
+        ImageRequest(name="img", os_state=OsState.GENERALIZED),
+        Upload(location=str(disk)),
+        {},
+    )
+    context.catalog.promote_image(context.catalog.image("img").id)
+    broken = installation(context.home, NoQemu())
+    try:
+        with pytest.raises(ToolFailed, match="no memory"):
+            boot_test(broken, "img")
+    finally:
+        broken.close()
+    assert context.catalog.image("img").stage is Stage.PROMOTED
+    assert list(context.home.vms.glob("*")) == []
+    assert [path for path in context.home.tmp.iterdir() if path.is_dir()] == []
