@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from calotype.engine.context import Context
 from calotype.errors import GuestError
 from calotype.guest.diff import GuestDiff, Side, diff
-from calotype.guest.manifest import Bools, Runs
-from calotype.guest.sbom import Subject, document
+from calotype.guest.manifest import Bools, Runs, Spans
 from calotype.model import Image
-from calotype.store.compare import DiskRows, differing, same
+from calotype.store.compare import DiskRows, differing, doubts
 
 _PARALLEL = 2  # both guests are looked at together
 
@@ -65,7 +64,7 @@ def diff_images(context: Context, before: str, after: str) -> ImageDiff:
     try:
         with ThreadPoolExecutor(_PARALLEL) as pool:
             sides = list(pool.map(lambda image: _side(context, image), (a, b)))
-        found = diff(sides[0], sides[1], lambda x, y: _same(one, two, x, y))
+        found = diff(sides[0], sides[1], lambda x, y: _judge(one, two, x, y))
     except GuestError as error:
         return ImageDiff(a.name, b.name, disks, None, [error.message])
     return ImageDiff(a.name, b.name, disks, found)
@@ -78,6 +77,8 @@ def sbom(context: Context, name: str) -> bytes:
         NotFound: there is no such image.
         GuestError: its guest cannot be looked into.
     """
+    from calotype.guest.sbom import Subject, document  # noqa: PLC0415 (its library takes 0.1 s)
+
     image = context.catalog.image(name)
     subject = Subject(
         name=image.name,
@@ -96,11 +97,12 @@ def _side(context: Context, image: Image) -> Side:
         raise GuestError(f"'{image.name}': {error.message}", hint=error.hint) from error
 
 
-def _same(a: DiskRows, b: DiskRows, x: Runs, y: Runs) -> Bools:
-    """Of the files in these runs of two disks, those that are made of the same chunks."""
+def _judge(a: DiskRows, b: DiskRows, x: Runs, y: Runs) -> tuple[Bools, Spans]:
+    """Of the files in these runs of two disks: whose chunks say that they differ, and what else may."""
     one = a.pieces(x.file, x.logical, x.start, x.length)
     two = b.pieces(y.file, y.logical, y.start, y.length)
-    return same(one, two, len(x.known))
+    found = doubts(one, two, len(x.known), one_domain=a.domain == b.domain)
+    return found.unequal, Spans(found.file, found.start, found.end)
 
 
 def _indexes(a: Image, b: Image) -> set[str]:
