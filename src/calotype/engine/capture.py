@@ -126,7 +126,10 @@ def _moment(
     context: Context, vm: VirtualMachine, operation: Operation, request: CaptureRequest
 ) -> AbstractContextManager[Moment]:
     if request.generalize and vm.os_type is not OsType.LINUX:
-        raise InvalidInput("only Linux guests can be generalized yet")
+        raise InvalidInput(
+            "only Linux disks can be generalized outside their VM",
+            hint=f"calotype vm generalize {vm.name} runs Sysprep in it, then capture it",
+        )
     return moment(context, vm, operation, freeze=request.freeze)
 
 

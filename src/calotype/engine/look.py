@@ -22,7 +22,7 @@ from calotype.guest import (
 from calotype.guest import generalize as generalize_view
 from calotype.guest import prove as prove_tree
 from calotype.guest.proof import with_swap
-from calotype.model import Image, OsState, Verdict
+from calotype.model import Image, OsState, OsType, Verdict
 
 _SUPERBLOCK = 1024
 _NEEDS_RECOVERY = 0x4
@@ -64,7 +64,7 @@ def settle(image: Image, declared: OsState | None, proof: Proof, *, force: bool 
     against = proof.contradicts(declared)
     if against and not force:
         raise InvalidInput(
-            _contradiction(image.name, proof, declared, against), hint=_CURES[declared]
+            _contradiction(image.name, proof, declared, against), hint=_cure(image, declared)
         )
     if against:
         note = f"declared {declared} with --force, but its disk looks {proof.verdict}: {_some(against)}"
@@ -83,6 +83,15 @@ _CURES = {
     OsState.SPECIALIZED: "leave --os-state out, or say Generalized; or overrule the evidence with "
     "--force (recorded)",
 }
+
+
+def _cure(image: Image, declared: OsState) -> str:
+    if image.os_type is OsType.WINDOWS and declared is OsState.GENERALIZED:
+        return (
+            "take it as Specialized, make a VM of it, and let Sysprep run in it: calotype vm generalize VM; "
+            "or overrule the evidence with --force (recorded)"
+        )
+    return _CURES[declared]
 
 
 def _contradiction(name: str, proof: Proof, declared: OsState, against: tuple[str, ...]) -> str:

@@ -131,8 +131,8 @@ def find_root(disk: Disk, found: DiskMap) -> tuple[Partition, ExtGuest]:
     kinds = {p.filesystem for p in found.partitions if p.filesystem}
     if Filesystem.NTFS in kinds or Filesystem.BITLOCKER in kinds:
         raise GuestError(
-            "this is a disk of Windows, which only Windows itself can generalize",
-            hint="run sysprep /generalize /oobe /shutdown /mode:vm in the VM",
+            "its file systems are those of Windows, and no Linux is on it",
+            hint="a Windows generalizes itself: sysprep /generalize /oobe /shutdown /mode:vm in the VM",
         )
     others = sorted(kinds - {Filesystem.FAT, Filesystem.SWAP, Filesystem.EXT})
     if others:

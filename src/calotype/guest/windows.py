@@ -112,16 +112,21 @@ def inspect_windows(tree: NtfsTree, found: DiskMap) -> Inspection:
 
 def _secrets(tree: NtfsTree) -> tuple[Secret, ...]:
     """What looks like a secret of somebody, by path."""
-    found = set()
-    with suppress(GuestError):  # as much as can be listed
-        for profile in tree.list("/Users")[:_MAX_PROFILES]:
-            for kind, directory, pattern in _SECRETS:
-                place = join(join("/Users", profile), directory).rstrip("/")
-                names = (n for n in tree.list(place) if fnmatch.fnmatchcase(n.casefold(), pattern))
-                found |= {Secret(kind, printable(join(place, name))) for name in names}
-            if len(found) >= _MAX_SECRETS:
-                break
+    found: set[Secret] = set()
+    for profile in _listed(tree, "/Users")[:_MAX_PROFILES]:
+        for kind, directory, pattern in _SECRETS:
+            place = join(join("/Users", profile), directory).rstrip("/")
+            names = (n for n in _listed(tree, place) if fnmatch.fnmatchcase(n.casefold(), pattern))
+            found |= {Secret(kind, printable(join(place, name))) for name in names}
+        if len(found) >= _MAX_SECRETS:
+            break
     return tuple(sorted(found, key=lambda secret: secret.path)[:_MAX_SECRETS])
+
+
+def _listed(tree: NtfsTree, path: str) -> list[str]:
+    with suppress(GuestError):  # as much as can be listed
+        return tree.list(path)
+    return []
 
 
 def _notes(facts: Facts, verdict: Verdict) -> Iterator[str]:
