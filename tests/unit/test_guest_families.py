@@ -3,6 +3,7 @@
 The roots are laid out as the distributions lay them out (``tests/roots``); no package manager ran.
 """
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -30,9 +31,9 @@ def proof_of(path: Path) -> Proof:
 class General:
     """A generalized copy: its bytes, its report, its proof."""
 
-    def __init__(self, source: Path, room: Path, **options: list[str]) -> None:
+    def __init__(self, source: Path, room: Path, enable: Sequence[str] = ()) -> None:
         with writable(RawSource(source), room / "overlay", room) as view:
-            self.report: GeneralizeReport = generalize(view, **options)
+            self.report: GeneralizeReport = generalize(view, enable=enable)
         with closing(view.disk()) as disk:
             self.raw = read(disk, 0, disk.size)
             self.proof = prove_disk(disk)

@@ -1,0 +1,279 @@
+"""What the VHD gate and the certification of Marketplace would say of an OS disk and its data disks.
+
+Each rule says ``ok``, ``bad`` or ``unknown`` with what it saw; none of them stops anything here.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterator
+from enum import StrEnum
+from typing import NamedTuple
+
+from calotype.disk.base import Disk, read
+from calotype.errors import GuestError
+from calotype.guest.accounts import homes, rows
+from calotype.guest.guest import Stat, Tree, glob, join, lines
+from calotype.guest.initramfs import modules
+from calotype.guest.inspect import Inspection, inspect_guest
+from calotype.guest.locate import DiskMap, Filesystem
+
+_MIB = 1 << 20
+_SMALLEST = 20 * _MIB
+_FREE_SECTORS = 2048
+_SECTOR = 512
+_ALIVE = range(30, 236)  # seconds
+_LONGEST_HISTORY = 1024
+_DEEPEST = 8  # files that include files
+_NEEDED_MODULES = ("hv_vmbus", "hv_storvsc", "hv_netvsc")
+_COMMAND_LINES = (
+    "/boot/grub/grub.cfg",
+    "/boot/grub2/grub.cfg",
+    "/boot/efi/EFI/*/grub.cfg",
+    "/boot/loader/entries/*.conf",
+    "/boot/extlinux.conf",
+    "/boot/extlinux/extlinux.conf",
+    "/boot/syslinux/syslinux.cfg",
+)
+_KERNEL_LINE = re.compile(r"\s*(linux(16|efi)?|options|append|kernel)\s+(.*)", re.IGNORECASE)
+_MEMORY_FILE_SYSTEMS = {"tmpfs", "proc", "sysfs", "devpts", "swap", "none"}
+
+
+class Answer(StrEnum):
+    """What a rule says."""
+
+    OK = "ok"
+    BAD = "bad"
+    UNKNOWN = "unknown"
+
+
+class Ruling(NamedTuple):
+    """One rule, its answer, and what was seen."""
+
+    rule: str
+    answer: Answer
+    evidence: str
+
+
+def certify(
+    tree: Tree | None, found: DiskMap, disk: Disk, data_luns: Collection[int] = ()
+) -> list[Ruling]:
+    """What certification would say.
+
+    Args:
+        tree: the guest; None where it cannot be looked into.
+        found: the map of the OS disk.
+        disk: the OS disk.
+        data_luns: the LUNs of the data disks that come with it.
+    """
+    rulings = [
+        Ruling("size", *_size(disk)),
+        Ruling("first-sectors", *_first_sectors(found)),
+        Ruling("luns", *_luns(data_luns)),
+        Ruling("partition-table", *_label(found, disk)),
+    ]
+    for rule, ask in _OF_A_TREE.items():
+        if tree is None:
+            rulings.append(Ruling(rule, Answer.UNKNOWN, "the guest cannot be looked into"))
+            continue
+        try:
+            rulings.append(Ruling(rule, *ask(tree, found)))
+        except GuestError as error:
+            rulings.append(Ruling(rule, Answer.UNKNOWN, error.message))
+    return rulings
+
+
+_Said = tuple[Answer, str]
+
+
+def _said(fine: object, evidence: str) -> _Said:
+    return (Answer.OK if fine else Answer.BAD), evidence
+
+
+# The disk
+
+
+def _size(disk: Disk) -> _Said:
+    whole = disk.size % _MIB == 0
+    return _said(
+        whole and disk.size >= _SMALLEST,
+        f"{disk.size} bytes, {'whole' if whole else 'not whole'} MiB; at least 20 MiB are asked for",
+    )
+
+
+def _first_sectors(found: DiskMap) -> _Said:
+    if found.table != "gpt":
+        return Answer.OK, "no GPT"
+    first = min((p.offset // _SECTOR for p in found.partitions), default=_FREE_SECTORS)
+    return _said(first >= _FREE_SECTORS, f"the first partition begins at sector {first}")
+
+
+def _luns(luns: Collection[int]) -> _Said:
+    shown = ", ".join(map(str, sorted(luns))) or "no data disk"
+    return _said(sorted(luns) == list(range(len(luns))), shown)
+
+
+def _label(found: DiskMap, disk: Disk) -> _Said:
+    """Whether the table, if there is one, is what the disk begins with."""
+    signed = read(disk, 510, 2) == b"\x55\xaa" if disk.size >= _SECTOR else False
+    if found.table is not None:
+        return _said(signed, f"a {found.table} table with {len(found.partitions)} partitions")
+    return Answer.BAD, "no partition table"
+
+
+# The guest
+
+
+def _swap(tree: Tree, found: DiskMap) -> _Said:
+    partitions = [str(p.number) for p in found.partitions if p.filesystem is Filesystem.SWAP]
+    entries = [
+        fields[0]
+        for line in lines(tree, "/etc/fstab")
+        if len(fields := line.partition("#")[0].split()) > 2 and fields[2] == "swap"
+    ]
+    seen = [f"partition {number}" for number in partitions] + [f"fstab: {e}" for e in entries]
+    return _said(not seen, ", ".join(seen) or "none on the OS disk")
+
+
+def _console(tree: Tree, found: DiskMap) -> _Said:
+    del found
+    said = list(_kernel_lines(tree))
+    if not said:
+        return Answer.UNKNOWN, "no kernel command line was found"
+    without = [path for path, line in said if not re.search(r"\bconsole=ttyS0\b", line)]
+    early = any(re.search(r"\bearlyprintk=ttyS0\b", line) for _, line in said)
+    if without:
+        return Answer.BAD, f"{without[0]}: no console=ttyS0"
+    return Answer.OK, f"console=ttyS0 in {said[0][0]}" + ("" if early else "; no earlyprintk=ttyS0")
+
+
+def _kernel_lines(tree: Tree) -> Iterator[tuple[str, str]]:
+    """(path, arguments) of each kernel that the boot loader offers, rescue kernels left out."""
+    for pattern in _COMMAND_LINES:
+        for path in glob(tree, pattern):
+            for line in lines(tree, path):
+                match = _KERNEL_LINE.fullmatch(line)
+                # Red Hat's options may stand in GRUB's environment.
+                if match and "root=" in match[3] and "rescue" not in path:
+                    yield path, match[3]
+    for path in ("/boot/grub2/grubenv", "/boot/grub/grubenv"):
+        for line in lines(tree, path):
+            if line.startswith("kernelopts="):
+                yield path, line.partition("=")[2]
+
+
+def _alive(tree: Tree, found: DiskMap) -> _Said:
+    del found
+    for base in ("/etc/ssh/sshd_config", "/usr/etc/ssh/sshd_config"):
+        if tree.stat(base) is None:
+            continue
+        for path, key, value in _settings(tree, base, 0):
+            if key == "clientaliveinterval":
+                seconds = int(value) if value.isdecimal() and len(value) < 10 else -1
+                return _said(seconds in _ALIVE, f"{path}: ClientAliveInterval {value[:20]}")
+        return Answer.BAD, f"{base}: no ClientAliveInterval (30 to 235 seconds are asked for)"
+    return Answer.UNKNOWN, "no configuration of an SSH server"
+
+
+def _settings(tree: Tree, path: str, depth: int) -> Iterator[tuple[str, str, str]]:
+    """(file, key in small letters, value) in the order in which sshd reads them: the first counts."""
+    for line in lines(tree, path):
+        words = line.strip().replace("=", " ", 1).split()
+        if len(words) < 2 or words[0].startswith("#"):
+            continue
+        key = words[0].lower()
+        if key == "match":  # what follows is for some connections only
+            return
+        if key == "include" and depth < _DEEPEST:
+            for pattern in words[1:]:
+                absolute = pattern if pattern.startswith("/") else f"/etc/ssh/{pattern}"
+                for included in glob(tree, absolute):
+                    yield from _settings(tree, included, depth + 1)
+            continue
+        yield path, key, words[1].strip('"')
+
+
+def _histories(tree: Tree, found: DiskMap) -> _Said:
+    del found
+    long: list[str] = []
+    for home in homes(tree):
+        for path in glob(tree, join(home, ".*_history")):
+            stat: Stat | None = tree.stat(path)
+            if stat is not None and stat.size > _LONGEST_HISTORY:
+                long.append(f"{path}: {stat.size} bytes")
+    return _said(not long, ", ".join(long[:3]) or "none over 1 KiB")
+
+
+def _credentials(tree: Tree, found: DiskMap) -> _Said:
+    del found
+    names = [
+        row[0] for row in rows(tree, "/etc/shadow") if len(row) > 7 and row[1][:1] in ("", "$", "_")
+    ]
+    names += [row[0] for row in rows(tree, "/etc/passwd") if len(row) > 5 and row[1] in ("", "$")]
+    return _said(
+        not names, f"passwords of {', '.join(names[:5])}" if names else "no account has one"
+    )
+
+
+def _agent(tree: Tree, found: DiskMap) -> _Said:
+    seen: Inspection = inspect_guest(tree, found)
+    there = [
+        name for name, has in (("waagent", seen.waagent), ("cloud-init", seen.cloud_init)) if has
+    ]
+    return _said(there, ", ".join(there) or "neither the Azure Linux Agent nor cloud-init")
+
+
+def _bits(tree: Tree, found: DiskMap) -> _Said:
+    for path in ("/bin/sh", "/usr/bin/bash", "/bin/busybox", "/sbin/init", "/usr/bin/env"):
+        head = tree.read(path, 5) or b""
+        if head[:4] == b"\x7fELF":
+            return _said(head[4] == 2, f"{path} is a program of {32 * head[4]} bits")
+    del found
+    return Answer.UNKNOWN, "no program was found"
+
+
+def _root(tree: Tree, found: DiskMap) -> _Said:
+    del found
+    for line in lines(tree, "/etc/fstab"):
+        fields = line.partition("#")[0].split()
+        if len(fields) > 2 and fields[1] == "/":
+            stable = fields[0].startswith(
+                ("UUID=", "PARTUUID=", "LABEL=", "PARTLABEL=", "/dev/disk/")
+            )
+            stable = stable or fields[0].startswith("/dev/mapper/")
+            known = fields[2] in ("ext4", "ext3", "xfs", "btrfs", "auto")
+            return _said(stable and known, f"fstab: {fields[0]} {fields[2]}")
+    return Answer.UNKNOWN, "fstab does not say what / is"
+
+
+def _mounts(tree: Tree, found: DiskMap) -> _Said:
+    del found
+    unstable = [
+        fields[0]
+        for line in lines(tree, "/etc/fstab")
+        if len(fields := line.partition("#")[0].split()) > 2
+        and re.match(r"/dev/(sd|vd|hd|xvd|nvme)", fields[0])
+        and fields[2] not in _MEMORY_FILE_SYSTEMS
+    ]
+    return _said(not unstable, ", ".join(unstable) or "no device is named by its order")
+
+
+def _drivers(tree: Tree, found: DiskMap) -> _Said:
+    del found
+    names = modules(tree)
+    if names is None:
+        return Answer.UNKNOWN, "no initramfs that can be looked into"
+    missing = [name for name in _NEEDED_MODULES if name not in names]
+    return _said(not missing, f"not there: {', '.join(missing)}" if missing else "hv_* are there")
+
+
+_OF_A_TREE: dict[str, Callable[[Tree, DiskMap], _Said]] = {
+    "swap": _swap,
+    "console": _console,
+    "client-alive": _alive,
+    "history": _histories,
+    "credentials": _credentials,
+    "agent": _agent,
+    "64-bit": _bits,
+    "root-by-uuid": _root,
+    "mounts-by-uuid": _mounts,
+    "hyper-v-drivers": _drivers,
+}
