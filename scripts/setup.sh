@@ -12,7 +12,7 @@ PACKAGES=(
 	# the sandbox
 	bubblewrap util-linux uidmap
 	# tests: file systems to read
-	xfsprogs ntfs-3g libhivex-bin libwin-hivex-perl
+	xfsprogs btrfs-progs ntfs-3g libhivex-bin libwin-hivex-perl
 	# tests: package databases to read
 	rpm db-util
 	# tests: kill -9 at every durable step

@@ -24,7 +24,7 @@ from calotype.guest import GeneralizeReport, select, survey
 from calotype.guest.generalize import perform_and_check, suitable
 from calotype.guest.mounts import MountedGuest, devices, mount_guest, unmount_guest
 from calotype.guest.proof import preferences
-from calotype.guest.remote import RemoteGuest
+from calotype.guest.remote import RemoteGuest, Shell
 from calotype.guest.scrub import scrub, snapshots
 from calotype.guest.secrets import secrets
 from calotype.machine import Agent, Completed
@@ -98,7 +98,11 @@ def running_guest(context: Context, vm_name: str) -> RemoteGuest:
         NotAllowed: it does not run.
         GuestError: it has no agent that answers, or that may run commands.
     """
-    shell = AgentShell(Agent(running(context, vm_name)))
+    return agent_guest(AgentShell(Agent(running(context, vm_name))))
+
+
+def agent_guest(shell: Shell) -> RemoteGuest:
+    """The running guest in which a shell's scripts run, without what is mounted there from elsewhere."""
     return RemoteGuest(shell, apart=_apart(shell))
 
 
@@ -170,7 +174,7 @@ class _Entry(NamedTuple):
     type: str
 
 
-def _apart(shell: AgentShell) -> list[str]:
+def _apart(shell: Shell) -> list[str]:
     """Where a running guest has mounted what is no part of its disks."""
     done = shell.run(b"cat /proc/self/mounts 2> /dev/null || mount -p")
     if done.status != 0:
