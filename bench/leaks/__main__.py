@@ -1,6 +1,6 @@
 """The leak table: what generalizing leaves on a disk, by several tools.
 
-    .venv/bin/python -m bench.leaks [--fresh] [--only NAME ...] [--no-boot] [--times] [--report PATH]
+    .venv/bin/python -m bench.leaks [--fresh] [--only NAME] [--no-boot] [--times] [--write]
 
 Stages are kept in ``/var/tmp/calotype-leaks`` (or ``CALOTYPE_LEAKS``) until what they depend on changes: the
 used machine, each tool's result, its first start. Calotype's own results depend on its source, so they are
@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,56 +124,100 @@ def say(text: str) -> None:
     print(f"leaks: {text}", file=sys.stderr, flush=True)
 
 
+class Kept:
+    """The parts of the report, each kept as soon as it is measured."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        home.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """A part, when it was measured."""
+        try:
+            return dict(json.loads((self._home / f"{name}.json").read_text()))
+        except (OSError, ValueError):
+            return None
+
+    def measure(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
+        """Measure a part anew; one that cannot be had leaves what was there."""
+        try:
+            made = make()
+        except Refused as error:
+            say(f"{name}: {error}")
+        else:
+            (self._home / f"{name}.json").write_text(json.dumps(made))
+
+
 def main() -> None:
     """Run what is asked for, and write the report."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--fresh", action="store_true", help="forget all stages first")
-    parser.add_argument("--only", action="append", help="only this tool, or 'families' (repeat it)")
-    parser.add_argument("--no-boot", action="store_true", help="do not start the results")
-    parser.add_argument("--times", action="store_true", help="measure the times anew, nothing else")
-    parser.add_argument("--report", type=Path, default=REPORT)
-    given = parser.parse_args()
+    given = _arguments()
     work = work_room()
     if given.fresh:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     start = used(work)
-    kept = {path.stem: json.loads(path.read_text()) for path in work.glob("kept/*.json")}
-    content: dict[str, Any] = {
-        "canaries": [
-            {"kind": c.kind, "group": c.group.value, "name": c.name, "path": c.path}
-            for c in start.canaries
-        ],
+    kept = Kept(work / "kept")
+
+    def asked(name: str) -> bool:
+        return not (given.times or given.write) and (not given.only or name in given.only)
+
+    for tool in TOOLS:
+        if asked(tool.name):
+            kept.measure(tool.name, partial(column, tool, start, work, boot=not given.no_boot))
+    for family in families.FAMILIES:
+        if asked(family.name) or asked("families"):
+            say(family.name)
+            kept.measure(family.name, partial(families.row, family, work))
+    if given.times or (asked("times") and kept.get("times") is None):
+        kept.measure("times", partial(times.measure, start, work))
+    content = _content(start, kept)
+    report.write(content, given.report)
+    drawn = picture(content["canaries"], content["tools"])
+    given.report.with_suffix(".svg").write_text(drawn)
+    _judge(content)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--fresh", action="store_true", help="forget all stages first")
+    parser.add_argument(
+        "--only",
+        action="append",
+        help="only this column, family, 'families' or 'times' (repeat it)",
+    )
+    parser.add_argument("--no-boot", action="store_true", help="do not start the results")
+    parser.add_argument("--times", action="store_true", help="measure the times anew, nothing else")
+    parser.add_argument("--write", action="store_true", help="only write the report anew")
+    parser.add_argument("--report", type=Path, default=REPORT)
+    return parser.parse_args()
+
+
+def _content(start: Used, kept: Kept) -> dict[str, Any]:
+    canaries = [
+        {"kind": c.kind, "group": c.group.value, "name": c.name, "path": c.path}
+        for c in start.canaries
+    ]
+    columns = [kept.get(tool.name) for tool in TOOLS]
+    rows = [kept.get(family.name) for family in families.FAMILIES]
+    return {
+        "canaries": canaries,
         "missing": list(start.missing),
         "machine": machine(ROOT),
-        "tools": [],
+        "tools": [found for found in columns if found],
+        "families": [found for found in rows if found],
+        "times": kept.get("times"),
     }
-    wanted = set(given.only or ())
-    for tool in TOOLS:
-        asked = not given.times and (not wanted or tool.name in wanted)
-        kept_name = f"tool-{tool.name}"
-        if asked:
-            try:
-                kept[kept_name] = column(tool, start, work, boot=not given.no_boot)
-            except Refused as error:
-                say(f"{tool.name}: {error}")
-        if kept_name in kept:
-            content["tools"].append(kept[kept_name])
-    if given.times or ("times" not in kept and not wanted):
-        kept["times"] = times.measure(start, work)
-    if not given.times and (not wanted or "families" in wanted):
-        kept["families"] = {"rows": families.rows(work)}
-    (work / "kept").mkdir(exist_ok=True)
-    for name, value in kept.items():
-        (work / "kept" / f"{name}.json").write_text(json.dumps(value))
-    content["times"] = kept.get("times")
-    content["families"] = kept.get("families", {}).get("rows", [])
-    report.write(content, given.report)
-    given.report.with_suffix(".svg").write_text(picture(content["canaries"], content["tools"]))
-    ours = [tool for tool in content["tools"] if tool["name"].startswith("Calotype")]
-    site = {c.name for c in start.canaries if c.group == "site"}
-    if any(set(tool["left"]) - site for tool in ours):
-        raise SystemExit("Calotype left something: see the report")
+
+
+def _judge(content: dict[str, Any]) -> None:
+    """Nothing but the site's own may be left by Calotype."""
+    site = {c["name"] for c in content["canaries"] if c["group"] == "site"}
+    for tool in content["tools"]:
+        if tool["name"].startswith("Calotype") and set(tool["left"]) - site:
+            raise SystemExit("Calotype left something: see the report")
+    for row in content["families"]:
+        if row["left"]:
+            raise SystemExit(f"Calotype left something in {row['name']}: see the report")
 
 
 if __name__ == "__main__":

@@ -57,15 +57,12 @@ class Family:
     start: Callable[[Path, Path, Used], str]
 
 
-def rows(work: Path) -> list[dict[str, Any]]:
-    """A row of the table for each family."""
-    found = []
-    for family in FAMILIES:
-        try:
-            found.append(_row(family, work))
-        except (Refused, SystemExit) as error:
-            found.append(_refused(family, str(error)))
-    return found
+def row(family: Family, work: Path) -> dict[str, Any]:
+    """A family's row of the table."""
+    try:
+        return _row(family, work)
+    except (Refused, SystemExit) as error:
+        return _refused(family, str(error))
 
 
 def _row(family: Family, work: Path) -> dict[str, Any]:
@@ -97,7 +94,7 @@ def _row(family: Family, work: Path) -> dict[str, Any]:
 
 
 def _refused(family: Family, why: str) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(("planted", "left", "site", "site_left", "reported"), "-")
+    row: dict[str, Any] = dict.fromkeys(("planted", "left", "site", "site_left", "reported"), None)
     return {**row, "name": family.name, "sort": family.sort, "boot": "refused", "notes": [why]}
 
 

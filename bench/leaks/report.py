@@ -186,10 +186,10 @@ def families_table(families: Sequence[Mapping[str, Any]]) -> list[str]:
     lines += ["| guest | sort | planted | left | site's secrets: left, reported | starts again |"]
     lines += ["|---" * 6 + "|"]
     for row in families:
-        lines.append(
-            f"| {row['name']} | {row['sort']} | {row['planted']} | {row['left']} "
-            f"| {row['site_left']} of {row['site']}, {row['reported']} | {row['boot']} |"
-        )
+        site = f"{row['site_left']} of {row['site']}, {row['reported']}"
+        found = [row["planted"], row["left"], site] if row["planted"] else ["", "", ""]
+        cells = " | ".join(map(str, [row["name"], row["sort"], *found, row["boot"]]))
+        lines.append(f"| {cells} |")
     lines += [""]
     for row in families:
         lines += [f"- {row['name']}: {note}" for note in row.get("notes", ())]
