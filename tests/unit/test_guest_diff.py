@@ -5,6 +5,7 @@ import os
 import random
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -403,6 +404,25 @@ def test_an_image_without_a_guest_is_compared_by_bytes(images: Context) -> None:
     assert found.guest is None
     assert "'no-guest'" in found.notes[0]
     assert found.differ
+
+
+def test_what_is_not_ext4_is_walked_in_an_appliance(
+    images: Context, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the appliance: what is tested is that its tree is walked, and let go."""
+    data = make(pair[1], tmp_path / "again.raw", LAYOUTS["ext4"])
+    closed = []
+
+    @contextmanager
+    def stand_in(_context: Context, _disk: object) -> Iterator[ExtGuest]:
+        yield ExtGuest(open_fs(data))
+        closed.append(True)
+
+    monkeypatch.setattr("calotype.engine.appliance.appliance_tree", stand_in)
+    found = diff_images(images, "a", "no-guest", appliance=True)
+    assert found.guest is not None
+    check(found.guest, links=False)
+    assert closed
 
 
 def test_the_command(

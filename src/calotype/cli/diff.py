@@ -28,6 +28,7 @@ def diff(
     files: Annotated[bool, Parameter(negative="")] = False,
     all_: Annotated[bool, Parameter(name="--all", negative="")] = False,
     exit_code: Annotated[bool, Parameter(negative="")] = False,
+    appliance: Annotated[bool, Parameter(negative="")] = False,
     common: Common | None = None,
 ) -> int:
     """Compare two images: packages, kernels, users, services, files, sizes. Neither is booted.
@@ -42,11 +43,13 @@ def diff(
         List every file that differs, not only how many.
     all_
         Also the noise: caches, logs, byte code, package databases.
+    appliance
+        Look into file systems other than ext4 by starting a small VM (minutes).
     exit_code
         End with status 1 when they differ, as git diff --exit-code does.
     """
     with session(common) as context:
-        found = diff_images(context, a, b)
+        found = diff_images(context, a, b, appliance=appliance)
     if for_people(common):
         for line in _report(found, files=files, noise=all_):
             print(visible(line))
@@ -55,7 +58,13 @@ def diff(
     return int(exit_code and found.differ)
 
 
-def sbom(name: str, file: Path | None = None, *, common: Common | None = None) -> None:
+def sbom(
+    name: str,
+    file: Path | None = None,
+    *,
+    appliance: Annotated[bool, Parameter(negative="")] = False,
+    common: Common | None = None,
+) -> None:
     """Write the software in an image as a CycloneDX 1.6 document (JSON).
 
     Parameters
@@ -64,9 +73,11 @@ def sbom(name: str, file: Path | None = None, *, common: Common | None = None) -
         The image.
     file
         The file to write; standard output without it.
+    appliance
+        Look into file systems other than ext4 by starting a small VM (minutes).
     """
     with session(common) as context:
-        document = make_sbom(context, name)
+        document = make_sbom(context, name, appliance=appliance)
     if file is None:
         sys.stdout.write(document.decode() + "\n")
     else:

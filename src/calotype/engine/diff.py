@@ -6,6 +6,7 @@ is equal, and is not read.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from calotype.engine.context import Context
@@ -16,6 +17,7 @@ from calotype.model import Image
 from calotype.store.compare import DiskRows, differing, doubts
 
 _PARALLEL = 2  # both guests are looked at together
+_HINT = "--appliance may look into it: it starts a small VM, which takes minutes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,11 @@ class ImageDiff:
         return disks or bool(self.guest)
 
 
-def diff_images(context: Context, before: str, after: str) -> ImageDiff:
-    """Compare two images by name or id.
+def diff_images(context: Context, before: str, after: str, *, appliance: bool = False) -> ImageDiff:
+    """Compare two images by name or id; a guest that cannot be looked into is a note.
+
+    With ``appliance``, file systems that we do not read ourselves are walked in a small VM, which takes
+    minutes.
 
     Raises:
         NotFound: there is no such image.
@@ -62,22 +67,30 @@ def diff_images(context: Context, before: str, after: str) -> ImageDiff:
         return ImageDiff(a.name, b.name, disks, GuestDiff())
     one, two = rows[a.os_disk.index], rows[b.os_disk.index]
     try:
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            sides = list(pool.map(lambda image: _side(context, image), (a, b)))
-        found = diff(sides[0], sides[1], lambda x, y: _judge(one, two, x, y))
+        with ExitStack() as stack:
+            with ThreadPoolExecutor(_PARALLEL) as pool:
+                looked = list(pool.map(lambda image: _side(context, image), (a, b)))
+            sides = [
+                _by_appliance(context, image, side, stack)
+                if isinstance(side, GuestError) and appliance
+                else side
+                for image, side in zip((a, b), looked, strict=True)
+            ]
+            first, second = (_there(image, side) for image, side in zip((a, b), sides, strict=True))
+            found = diff(first, second, lambda x, y: _judge(one, two, x, y))
     except GuestError as error:
         return ImageDiff(a.name, b.name, disks, None, [error.message])
     return ImageDiff(a.name, b.name, disks, found)
 
 
-def sbom(context: Context, name: str) -> bytes:
-    """The software in an image as a CycloneDX document (JSON).
+def sbom(context: Context, name: str, *, appliance: bool = False) -> bytes:
+    """The software in an image as a CycloneDX document (JSON); ``appliance`` as in :func:`diff_images`.
 
     Raises:
         NotFound: there is no such image.
         GuestError: its guest cannot be looked into.
     """
-    from calotype.guest.sbom import Subject, document  # noqa: PLC0415 (its library takes 0.1 s)
+    from calotype.guest.sbom import Subject, document, of_tree  # noqa: PLC0415 (its library takes 0.1 s)
 
     image = context.catalog.image(name)
     subject = Subject(
@@ -87,14 +100,41 @@ def sbom(context: Context, name: str) -> bytes:
         architecture=image.architecture,
         indexes=tuple(disk.index for disk in image.disks),
     )
-    return document(subject, context.repository.open(image.os_disk.index))
+    disk = context.repository.open(image.os_disk.index)
+    try:
+        return document(subject, disk)
+    except GuestError as error:
+        if not appliance:
+            raise GuestError(error.message, hint=_HINT) from error
+    from calotype.engine.appliance import appliance_tree  # noqa: PLC0415 (seldom needed, and large)
+
+    with appliance_tree(context, disk) as tree:
+        return of_tree(subject, tree)
 
 
-def _side(context: Context, image: Image) -> Side:
+def _side(context: Context, image: Image) -> Side | GuestError:
+    """The guest of an image, or why it cannot be looked into."""
     try:
         return Side.on_disk(context.repository.open(image.os_disk.index))
     except GuestError as error:
-        raise GuestError(f"'{image.name}': {error.message}", hint=error.hint) from error
+        return error
+
+
+def _by_appliance(context: Context, image: Image, error: GuestError, stack: ExitStack) -> Side:
+    """The guest in a small VM that lives as long as the stack."""
+    from calotype.engine.appliance import appliance_tree  # noqa: PLC0415 (seldom needed, and large)
+
+    disk = context.repository.open(image.os_disk.index)
+    try:
+        return Side.of(stack.enter_context(appliance_tree(context, disk)))
+    except GuestError as second:
+        raise second from error
+
+
+def _there(image: Image, side: Side | GuestError) -> Side:
+    if isinstance(side, GuestError):
+        raise GuestError(f"'{image.name}': {side.message}; --appliance may look into it") from side
+    return side
 
 
 def _judge(a: DiskRows, b: DiskRows, x: Runs, y: Runs) -> tuple[Bools, Spans]:
