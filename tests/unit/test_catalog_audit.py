@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select, update
 from tests.unit.test_catalog import an_image
 
 from calotype.catalog import Act, Catalog
-from calotype.catalog.audit import GENESIS, Head, current_actor
+from calotype.catalog.audit import GENESIS, Head, _digest, current_actor
+from calotype.catalog.tables import audit
 from calotype.errors import CalotypeError, Conflict, InvalidInput
 
 DETAIL = {"reason": "ünicode \udc80", "list": [1, None, True, {"a": "b"}]}
@@ -77,6 +79,16 @@ def test_an_empty_audit_is_whole(catalog):
 def test_a_changed_row_is_found(filled, change, number):
     sql(filled, f"UPDATE audit SET {change} WHERE number = {number}")
     assert filled.audit.verify().number == number
+
+
+def test_a_changed_row_with_a_digest_that_fits_it_is_found_by_the_next(filled):
+    with filled._read() as db:
+        rows = db.execute(select(audit).where(audit.c.number == 3)).mappings().all()
+    changed = {**rows[0], "actor": "nobody (65534)"}
+    with filled._write() as db:
+        fitting = {"actor": changed["actor"], "digest": _digest(changed)}
+        db.execute(update(audit).where(audit.c.number == 3).values(**fitting))
+    assert filled.audit.verify().number == 4
 
 
 @pytest.mark.parametrize("number", [1, 3, 5])

@@ -496,6 +496,15 @@ def test_a_report_that_knows_only_digests_that_we_do_not(context, image, room):
         assert not verify_report(room / "r", keys=own(context), disks=[room / "os.raw"]).holds
 
 
+def test_no_digest_is_no_agreement(context, image, room):
+    write_evidence(context, image, CLEAN)
+    disk = read_evidence(context, image).statement.subject[0]
+    empty = msgspec.structs.replace(disk, name="empty", digest={})
+    (room / "r").write_bytes(resigned(context, image, subject=(empty, disk)))
+    verified = verify_report(room / "r", keys=own(context), disks=[room / "os.raw"])
+    assert "it is os-disk" in verified.answers[0].detail
+
+
 def test_every_digest_must_agree(context, image, room):
     write_evidence(context, image, CLEAN)
     statement = read_evidence(context, image).statement
