@@ -55,7 +55,7 @@ def stage(path: Path, key: str, make: Callable[[], dict[str, Any]]) -> dict[str,
 
 def column(tool: Tool, start: Used, work: Path, *, boot: bool) -> dict[str, Any]:
     """A tool's results: what it left, and the first start of its result."""
-    home = work / "results" / "".join(c if c.isalnum() else "-" for c in tool.name.lower())
+    home = work / "results" / slug(tool.name)
     key = f"{digest(start.disk.with_name('manifest.json'))} {tool!r}"
     if isinstance(tool, Calotype):
         key += " " + digest(*sorted((ROOT / "src/calotype").rglob("*.py")))
@@ -124,6 +124,11 @@ def say(text: str) -> None:
     print(f"leaks: {text}", file=sys.stderr, flush=True)
 
 
+def slug(name: str) -> str:
+    """A name as that of a file."""
+    return "".join(c if c.isalnum() else "-" for c in name.lower())
+
+
 class Kept:
     """The parts of the report, each kept as soon as it is measured."""
 
@@ -134,7 +139,7 @@ class Kept:
     def get(self, name: str) -> dict[str, Any] | None:
         """A part, when it was measured."""
         try:
-            return dict(json.loads((self._home / f"{name}.json").read_text()))
+            return dict(json.loads(self._path(name).read_text()))
         except (OSError, ValueError):
             return None
 
@@ -145,7 +150,10 @@ class Kept:
         except Refused as error:
             say(f"{name}: {error}")
         else:
-            (self._home / f"{name}.json").write_text(json.dumps(made))
+            self._path(name).write_text(json.dumps(made))
+
+    def _path(self, name: str) -> Path:
+        return self._home / f"{slug(name)}.json"
 
 
 def main() -> None:
