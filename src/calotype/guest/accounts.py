@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from calotype.guest.guest import Guest, Tree, lines
+from calotype.guest.guest import Guest, Tree, lines, whole
 
 #: The user ids that distributions give to people.
 PEOPLE = range(1000, 60000)
@@ -49,7 +49,7 @@ def rows(guest: Tree, path: str) -> list[list[str]]:
 
 def edit_lines(guest: Guest, path: str, change: Callable[[str], str | None]) -> None:
     """Pass each line of a file through ``change`` (None drops it); written only when one differs."""
-    content = guest.read(path)
+    content = whole(guest, path)
     if content is None:
         return
     before = content.decode("utf-8", "surrogateescape").splitlines(keepends=True)

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from calotype.errors import GuestError
+
 #: As much of a file as is read unless more is asked for.
 READ_LIMIT = 16 << 20
+_LONGEST_PATH = 4096  # as in the kernel
+_MOST_NAMES = 5_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +135,25 @@ def is_dir(guest: Tree, path: str) -> bool:
     return found is not None and found.is_dir
 
 
+def whole(guest: Tree, path: str) -> bytes | None:
+    """All of a file that is looked at as a whole.
+
+    Raises:
+        GuestError: it is larger than such files are; a part of it would be taken for all.
+    """
+    content = guest.read(path, READ_LIMIT + 1)
+    if content is not None and len(content) > READ_LIMIT:
+        raise GuestError(f"{path} is larger than {READ_LIMIT >> 20} MiB")
+    return content
+
+
 def text(guest: Tree, path: str) -> str:
-    """A file as text (any bytes survive); nothing when it is not there."""
-    return (guest.read(path) or b"").decode("utf-8", "surrogateescape")
+    """A file as text (any bytes survive); nothing when it is not there.
+
+    Raises:
+        GuestError: it is larger than such files are.
+    """
+    return (whole(guest, path) or b"").decode("utf-8", "surrogateescape")
 
 
 def lines(guest: Tree, path: str) -> list[str]:
@@ -146,16 +166,32 @@ def join(directory: str, name: str) -> str:
     return f"{directory.rstrip('/')}/{name}"
 
 
-def walk(guest: Tree, path: str, *, depth: int = 64) -> Iterator[tuple[str, Stat]]:
-    """Everything below a directory, each directory before what is in it; links are not followed."""
-    for name in guest.list(path):
-        inner = join(path, name)
+def walk(guest: Tree, path: str) -> Iterator[tuple[str, Stat]]:
+    """Everything below a directory, each directory before what is in it; links are not followed.
+
+    Raises:
+        GuestError: the tree is deeper than any program reaches, or has more names than can be looked at.
+    """
+    pending = [(path, iter(guest.list(path)))]
+    seen = 0
+    while pending:
+        directory, names = pending[-1]
+        name = next(names, None)
+        if name is None:
+            pending.pop()
+            continue
+        seen += 1
+        if seen > _MOST_NAMES:
+            raise GuestError(f"{path} has more than {_MOST_NAMES} names")
+        inner = join(directory, name)
         found = guest.stat(inner)
         if found is None:
             continue
         yield inner, found
-        if found.is_dir and depth > 1:
-            yield from walk(guest, inner, depth=depth - 1)
+        if found.is_dir:
+            if len(inner) > _LONGEST_PATH:
+                raise GuestError(f"{inner[:64]}… is deeper than any program reaches")
+            pending.append((inner, iter(guest.list(inner))))
 
 
 def glob(guest: Tree, pattern: str) -> Iterator[str]:
