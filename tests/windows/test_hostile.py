@@ -8,7 +8,7 @@ import pytest
 from tests.disks import BytesDisk
 from tests.windows import build
 from tests.windows.build import CONFIG, GENERAL
-from tests.windows.registry import PAGE, change, entry, hive, log
+from tests.windows.registry import PAGE, Keys, change, entry, hive, log
 
 from calotype.errors import GuestError
 from calotype.guest.hive import Hive, Key
@@ -99,7 +99,7 @@ def read_all(found: Hive) -> int:
 
 def test_a_hive_of_lists_of_lists_of_the_same_key():
     """Sixty million keys by its own word; we stop long before."""
-    names = {rf"Many\{n:05d}": {} for n in range(1000)}
+    names: Keys = {rf"Many\{n:05d}": {} for n in range(1000)}
     raw = bytearray(hive(names))
     first = raw.index(b"li")
     (ri,) = (at for at in range(PAGE, len(raw), 8) if raw[at + 4 : at + 6] == b"ri")

@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+from tests.disks import BytesDisk
 from tests.windows import build
 from tests.windows.build import ANSWERS, COMPLETE, ERRORS, GENERAL
 
+from calotype.guest.ntfs_tree import NtfsTree
 from calotype.guest.proof import Proof, prove_disk
 from calotype.guest.steps.step import Concern
 from calotype.guest.windows_roles import ROLES
@@ -79,7 +81,6 @@ def test_both_places_must_agree(registry, file, verdict):
     ("path", "values", "step", "words"),
     [
         ("Setup", {"SetupType": 0}, "setup-phase", "SetupType is 0"),
-        ("Setup", {"SystemSetupInProgress": 0}, "setup-phase", "SystemSetupInProgress is 0"),
         (
             r"Setup\Status\SysprepStatus",
             {"GeneralizationState": 3},
@@ -207,6 +208,25 @@ def test_what_would_stop_sysprep():
     ):
         assert words in text
     assert "File and Storage" not in text  # supported from 2008 R2 on
+
+
+def test_a_log_that_cannot_be_read_proves_nothing():
+    """Its record says that NTFS compressed it: worth a note, and no more."""
+    content = build.partition(build.installation(GENERAL, files={ERRORS: "x" * 9000}))
+    tree = NtfsTree.on_disk(BytesDisk(bytes(content)), 0, len(content))
+    found = tree._find(ERRORS)
+    assert found is not None
+    record = found[1].number
+    table = tree.fs._table
+    assert table is not None
+    run = next(table._from(record * 2))
+    assert run.physical is not None
+    at = (run.physical + record * 2 - run.logical) * tree.fs.cluster
+    data = content.index(b"\x80\0\0\0", at + 56, at + 1024)
+    content[data + 12] = 1  # the attribute's flag of compression
+    judged = prove_disk(build.disk_of(content))
+    assert judged.verdict is Verdict.GENERALIZED
+    assert any("compressed by NTFS" in note for note in judged.notes)
 
 
 def test_the_table_of_roles_by_system():

@@ -135,6 +135,8 @@ def _notes(facts: Facts, verdict: Verdict) -> Iterator[str]:
     general = verdict is Verdict.GENERALIZED
     if general and not facts.succeeded:
         yield "Sysprep_succeeded.tag is missing"
+    if general and facts.in_progress == 0:
+        yield "SystemSetupInProgress is 0, though Setup is to go on at the next start"
     if not general and facts.error_line:
         cause = explain(facts.error_line)
         meaning = f" ({cause.meaning}; cure: {cause.cure})" if cause else ""

@@ -15,6 +15,7 @@ from calotype.guest.windows_roles import HYPER_V, ROLES, Role
 _CONFIG = "/Windows/System32/config"
 _MAX_LOG = 32 << 20
 _MAX_FILES = 50  # of one pattern
+_MAX_ERRORS = 4 << 20  # bytes of the log of errors, from its end
 _SETUP_STATE = r"Microsoft\Windows\CurrentVersion\Setup\State"
 _VERSION = r"Microsoft\Windows NT\CurrentVersion"
 _CURRENT = r"Microsoft\Windows\CurrentVersion"
@@ -190,7 +191,7 @@ def gather(tree: NtfsTree) -> Facts:
         generalization=number(system, sysprep, "GeneralizationState"),
         cleanup=number(system, sysprep, "CleanupState"),
         succeeded=files.there("/Windows/System32/Sysprep/Sysprep_succeeded.tag"),
-        error_line=offending(files.read(ERROR_LOG, 4 << 20)),
+        error_line=offending(files.tail(ERROR_LOG, _MAX_ERRORS)),
         product=text(software, _VERSION, "ProductName"),
         build=int(build) if build.isascii() and build.isdecimal() and len(build) < 8 else 0,
         version=build,
@@ -221,9 +222,13 @@ def gather(tree: NtfsTree) -> Facts:
         answer_files=tuple(files.answer_files()),
         host_keys=tuple(map(printable, files.matching("/ProgramData/ssh/ssh_host_*_key"))),
         services=services,
-        notes=tuple(registry.notes),
     )
-    return replace(found, problems=tuple(dict.fromkeys([*problems, *registry.problems])))
+    # Both have grown while the rest was read.
+    return replace(
+        found,
+        problems=tuple(dict.fromkeys([*problems, *registry.problems])),
+        notes=(*registry.notes, *files.notes),
+    )
 
 
 def _volume_problems(tree: NtfsTree) -> Iterator[str]:
@@ -243,12 +248,22 @@ class _Files:
     def __init__(self, tree: NtfsTree, problems: list[str]) -> None:
         self._tree = tree
         self._problems = problems
+        self.notes: list[str] = []
 
     def read(self, path: str, limit: int) -> bytes:
         try:
             return self._tree.read(path, limit) or b""
         except GuestError as error:
             self._problems.append(f"{path} cannot be read: {error.message}")
+            return b""
+
+    def tail(self, path: str, limit: int) -> bytes:
+        """The end of a file that proves nothing; one that cannot be read is worth a note."""
+        try:
+            content = self._tree.open(path)
+            return b"" if content is None else content.read(max(0, content.size - limit), limit)
+        except GuestError as error:
+            self.notes.append(f"{path} cannot be read: {error.message}")
             return b""
 
     def there(self, path: str) -> bool:

@@ -112,8 +112,6 @@ def contradictions(facts: Facts) -> Iterator[str]:
         return
     if facts.setup_type not in (None, _SET_UP):
         yield f"SetupType is {facts.setup_type}: Setup will not go on at the next start"
-    if facts.in_progress == 0:
-        yield "SystemSetupInProgress is 0: Setup will not go on at the next start"
     if facts.generalization not in (None, _DONE):
         yield f"GeneralizationState is {facts.generalization}: Sysprep did not finish"
 
