@@ -6,20 +6,19 @@ import os
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.proofs import CLEAN, DONE, MIXED, NASTY, RULES, booted, png
 
 from calotype import cli, wire
 from calotype.catalog import Act
@@ -27,7 +26,6 @@ from calotype.config import Home
 from calotype.disk.durable import write_private
 from calotype.engine import evidence as module
 from calotype.engine import images
-from calotype.engine.bootreport import Artifact, BootReport, CloneReport, Difference
 from calotype.engine.context import Context
 from calotype.engine.evidence import find_evidence, read_evidence, write_evidence
 from calotype.engine.export import export_image
@@ -39,99 +37,16 @@ from calotype.engine.statement import (
     PAYLOAD,
     PREDICATE,
     STATEMENT,
-    Rule,
     Statement,
     decode,
     encode,
 )
 from calotype.engine.verify_report import Outcome, verify_report
 from calotype.errors import Conflict, InvalidInput, NotFound, ReportRefused
-from calotype.guest.generalize import GeneralizeReport, StepReport
-from calotype.guest.guest import Action, Edit
-from calotype.guest.inspect import Inspection
-from calotype.guest.proof import Finding, Proof
-from calotype.guest.secrets import Secret
 from calotype.guest.steps import STEPS
-from calotype.guest.steps.step import Concern
-from calotype.model import MIB, Image, OsState, OsType, Stage, Verdict
+from calotype.model import MIB, Image, OsState, Verdict
 
 ROOT = Path(__file__).parents[2]
-NASTY = "/etc/<script>alert('x')</script> \x1b[31m\u202e \udcff\nVerdict: Generalized"
-SEEN = Inspection(
-    os_type=OsType.LINUX, os_name="Test & <b>Linux</b>", hostname=NASTY, users=("alice",)
-)
-CLEAN = Proof(
-    verdict=Verdict.GENERALIZED,
-    reasons=(),
-    seen=SEEN,
-    checked=tuple(step.name for step in STEPS[:5]),
-    secrets=(Secret("TLS private key", "/etc/ssl/private/x.key"),),
-)
-MIXED = replace(
-    CLEAN,
-    verdict=Verdict.MIXED,
-    reasons=(NASTY,),
-    findings=(Finding(STEPS[0].name, STEPS[0].heading, Concern.IDENTITY, (NASTY,) * 1000),),
-)
-DONE = GeneralizeReport(
-    before=SEEN,
-    steps=(StepReport("x", "An X", (Edit(Action.REMOVED, "/x"),) * 3, ()),),
-    disabled=("y",),
-    secrets=(),
-    notes=(),
-    wiped=5 * MIB,
-    filesystem="clean",
-    dry_run=False,
-)
-RULES = (Rule(name="No swap", passed=False, detail="/swap", authority="Marketplace"),)
-
-
-def png(colour):
-    def chunk(kind, data):
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-    head = struct.pack(">IIBBBBB", 2, 2, 8, 2, 0, 0, 0)
-    pixels = zlib.compress((b"\0" + bytes(colour) * 2) * 2)
-    parts = chunk(b"IHDR", head), chunk(b"IDAT", pixels), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def booted(room, image, colour=(0, 0, 0), problems=()):
-    """A boot test of two clones with a screenshot and a log each."""
-    clones = []
-    for name in "AB":
-        artifacts = []
-        made: dict[Literal["screenshot", "serial-log"], bytes] = {
-            "screenshot": png(colour),
-            "serial-log": name.encode() * 100,
-        }
-        for kind, data in made.items():
-            path = room / f"{name}-{kind}"
-            path.write_bytes(data)
-            digest = hashlib.sha256(data).hexdigest()
-            artifacts.append(
-                Artifact(name=path.name, kind=kind, size=len(data), sha256=digest, path=str(path))
-            )
-        clones.append(
-            CloneReport(name=name, vm_id=name, reached="agent", artifacts=tuple(artifacts))
-        )
-    return BootReport(
-        image_id=image.id,
-        image_name=image.name,
-        os_state=image.os_state,
-        indexes=tuple(disk.index for disk in image.disks),
-        acceleration="tcg",
-        parallel=True,
-        started_at="2026-11-23T09:00:00+00:00",
-        seconds=12.3,
-        clones=tuple(clones),
-        differences=(Difference("machine-id", True, (NASTY, None), ok=not problems),),
-        base_untouched=True,
-        problems=problems,
-        notes=(),
-        stage=Stage.STAGED,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +213,7 @@ def test_a_kill_at_any_write_leaves_the_last_good_report(context, image, room, n
         "from pathlib import Path\n"
         "from calotype import wire; from calotype.config import Home\n"
         "from calotype.engine.evidence import write_evidence\n"
-        "from tests.unit.test_engine_evidence import MIXED, booted\n"
+        "from tests.proofs import MIXED, booted\n"
         "room, nth = Path(sys.argv[1]), int(sys.argv[2])\n"
         "context = wire.build(home=Home(room / 'home')); image = context.catalog.image('web')\n"
         "boot, count, fsync = booted(room, image, (9, 9, 9)), [0], os.fsync\n"
