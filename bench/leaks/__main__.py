@@ -1,6 +1,6 @@
 """The leak table: what generalizing leaves on a disk, by several tools.
 
-    .venv/bin/python -m bench.leaks [--fresh] [--only NAME] [--no-boot] [--times] [--write]
+    .venv/bin/python -m bench.leaks [--fresh] [--only NAME] [--boot all|some|none] [--times] [--write]
 
 Stages are kept in ``/var/tmp/calotype-leaks`` (or ``CALOTYPE_LEAKS``) until what they depend on changes: the
 used machine, each tool's result, its first start. Calotype's own results depend on its source, so they are
@@ -33,6 +33,7 @@ from calotype.guest import prove_disk
 
 ROOT = Path(__file__).parents[2]
 REPORT = ROOT / "docs" / "reports" / "leaks"
+_STARTED = ("virt-sysprep", "Calotype")
 
 
 def work_room() -> Path:
@@ -171,7 +172,8 @@ def main() -> None:
 
     for tool in TOOLS:
         if asked(tool.name):
-            kept.measure(tool.name, partial(column, tool, start, work, boot=not given.no_boot))
+            boot = given.boot == "all" or (given.boot == "some" and tool.name in _STARTED)
+            kept.measure(tool.name, partial(column, tool, start, work, boot=boot))
     for family in families.FAMILIES:
         if asked(family.name) or asked("families"):
             say(family.name)
@@ -193,7 +195,12 @@ def _arguments() -> argparse.Namespace:
         action="append",
         help="only this column, family, 'families' or 'times' (repeat it)",
     )
-    parser.add_argument("--no-boot", action="store_true", help="do not start the results")
+    parser.add_argument(
+        "--boot",
+        choices=["all", "some", "none"],
+        default="some",
+        help=f"whose results are started as another machine (some: {', '.join(_STARTED)})",
+    )
     parser.add_argument("--times", action="store_true", help="measure the times anew, nothing else")
     parser.add_argument("--write", action="store_true", help="only write the report anew")
     parser.add_argument("--report", type=Path, default=REPORT)
