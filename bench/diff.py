@@ -233,7 +233,10 @@ def virt_diff(made: dict[str, Path], work: Path) -> list[dict[str, Any]]:
     ]
 
 
-_BUSY = "**The machine was busy with other work** (see the load below): the seconds say little, the CPU seconds do."
+_BUSY = (
+    "**The machine was busy with other work** (see the load below): the seconds say little, the CPU "
+    "seconds do."
+)
 
 
 def write(rows: list[dict[str, Any]], about: dict[str, str], count: int) -> None:

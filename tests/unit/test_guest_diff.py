@@ -463,6 +463,18 @@ def test_directories_in_themselves_are_noted(tree: Path, tmp_path: Path) -> None
     assert not any(path.startswith("/a/b/loop/") for path in manifest.entries)
 
 
+def test_paths_that_are_too_long_in_all_are_refused(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few megabytes of directories can spell terabytes of paths."""
+    fs = open_fs(make(tree, tmp_path / "img", LAYOUTS["ext4"]))
+    monkeypatch.setattr("calotype.guest.manifest.MOST_CHARACTERS", 5000)
+    with pytest.raises(GuestError, match="longer in all"):
+        ExtManifest(fs, 0)
+    with pytest.raises(GuestError, match="longer ones"):
+        TreeManifest(ExtGuest(fs))
+
+
 def test_a_file_of_a_petabyte_costs_nothing(tree: Path, tmp_path: Path) -> None:
     image = tmp_path / "img"
     make(tree, image, LAYOUTS["ext4"])

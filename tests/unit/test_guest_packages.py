@@ -419,6 +419,24 @@ def test_headers_that_claim_too_much() -> None:
             list(reader(bytes(8192)))
 
 
+def test_long_directories_do_not_multiply() -> None:
+    """A few megabytes of a database can spell terabytes of paths."""
+    data = b"P:x\nF:" + b"d" * (4 << 20) + b"\n" + b"".join(b"R:%d\n" % n for n in range(60_000))
+    tree = Files({"/lib/apk/db/installed": data})
+    found = owners(tree, read(tree))
+    assert sum(map(len, found)) <= 128 << 20
+    names = b"".join(b"%d\0" % n for n in range(100_000))
+    store = b"d" * (4 << 20) + b"\0"
+    index = struct.pack(">4I", 1118, 8, 0, 1) + struct.pack(">4I", 1117, 8, len(store), 100_000)
+    store += names
+    store += bytes(-len(store) % 4)
+    index += struct.pack(">4I", 1116, 4, len(store), 100_000)
+    store += bytes(400_000)
+    header = struct.pack(">II", 3, len(store)) + index + store
+    tree = Files({"/var/lib/rpm/Packages.db": ndb([header])})
+    assert owners(tree, read(tree)) == {}
+
+
 # Versions
 
 DEB = st.text("0123456789abAZ.+~", max_size=8)

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.errors import GuestError
+from calotype.guest import manifest
 from calotype.guest.ext4 import INLINE, ROOT, Ext4, Run, dirents
-from calotype.guest.manifest import MOST_NAMES, ContentHash, Entry, Ints, Runs
+from calotype.guest.manifest import MOST_NAMES, ContentHash, Entry, Ints, Runs, Spans
 
 _EXTENTS = 0x80000
 _EXTENT_MAGIC = 0xF30A
@@ -28,8 +29,9 @@ _MOST_DIRECTORIES = 1 << 30  # bytes
 _MOST_READ = 512 << 20  # bytes of many files at once
 _INLINE = 64 << 10  # no inode is larger
 _DEEPEST = 256  # directories in one another
-_NEAR = 128 << 10  # bytes between two reads that become one
+_NEAR = 32 << 10  # bytes between two reads that become one
 _TOGETHER = 4 << 20
+_SMALL = 1 << 20  # bytes of a file that is read together with others
 _THREADS = 4
 
 _EXTENT = np.dtype([("logical", "<u4"), ("length", "<u2"), ("high", "<u2"), ("low", "<u4")])
@@ -152,6 +154,9 @@ class ExtManifest:
         length = np.minimum(blocks * block, inodes.size[file] - start)
         order = np.lexsort((start, file))
         order = order[length[order] > 0]
+        here, there = order[:-1], order[1:]
+        if bool(((file[here] == file[there]) & (start[here] + length[here] > start[there])).any()):
+            raise GuestError("a file has two contents at one place: the file system is damaged")
         return file[order], start[order], (physical * block)[order], length[order], known
 
     # Contents
@@ -178,29 +183,59 @@ class ExtManifest:
             found[path] = bytes(content) if known else self._whole(path)
         return found
 
-    def digests(self, paths: Sequence[str]) -> dict[str, bytes]:
+    def digests(self, paths: Sequence[str], parts: Spans | None = None) -> dict[str, bytes]:
         """A digest of each regular file's content; several are read at once, in the order of the disk."""
+        sizes = [self.entries[path].size for path in paths]
         runs = self.runs(paths)
-        first = np.searchsorted(runs.file, np.arange(len(paths)))
-        last = np.searchsorted(runs.file, np.arange(len(paths)), side="right")
-        rows = np.stack([runs.logical, runs.start - self._offset, runs.length], axis=1)
-        start = np.append(runs.start, 0)
-        order = np.argsort(np.where(last > first, start[first], 0), kind="stable").tolist()
+        reads = self._reads(runs, parts.by_file() if parts is not None else {})
+        small: list[tuple[int, int, Any]] = []
+        large: list[int] = []
+        for number in range(len(paths)):
+            mine = reads.get(number, [])
+            if len(mine) == 1 and mine[0][1] <= _SMALL:
+                small.append((mine[0][0], mine[0][1], (number, mine[0][2])))
+            else:
+                large.append(number)
+        small.sort()
 
-        def digest(number: int) -> bytes:
-            path = paths[number]
-            size = self.entries[path].size
-            state = ContentHash(size)
+        def together(group: list[tuple[int, int, Any]]) -> list[tuple[int, bytes]]:
+            found = []
+            for (number, logical), data in self._at_once(group):
+                state = ContentHash(sizes[number])
+                state.add(logical, data)
+                found.append((number, state.digest()))
+            return found
+
+        def alone(number: int) -> list[tuple[int, bytes]]:
+            state = ContentHash(sizes[number])
             if not runs.known[number]:
-                state.add(0, self._whole(path))
-            for logical, at, length in rows[first[number] : last[number]].tolist():
+                state.add(0, self._whole(paths[number]))
+            for at, length, logical in reads.get(number, []):
                 for done in range(0, length, _TOGETHER):
-                    count = min(_TOGETHER, length - done)
-                    state.add(logical + done, self._fs.read_at(at + done, count))
-            return state.digest()
+                    piece = min(_TOGETHER, length - done)
+                    state.add(logical + done, self._fs.read_at(at + done, piece))
+            return [(number, state.digest())]
 
         with ThreadPoolExecutor(_THREADS) as pool:
-            return {paths[n]: d for n, d in zip(order, pool.map(digest, order), strict=True)}
+            found = [*pool.map(together, _grouped(small)), *pool.map(alone, large)]
+        return {paths[number]: digest for some in found for number, digest in some}
+
+    def _reads(
+        self, runs: Runs, parts: dict[int, list[tuple[int, int]]]
+    ) -> dict[int, list[tuple[int, int, int]]]:
+        """(offset, length, logical) of what has to be read of each file."""
+        found: dict[int, list[tuple[int, int, int]]] = {}
+        columns = (runs.file, runs.logical, runs.start - self._offset, runs.length)
+        for file, logical, at, length in zip(*(c.tolist() for c in columns), strict=True):
+            mine = found.setdefault(file, [])
+            if file not in parts:
+                mine.append((at, length, logical))
+                continue
+            for first, last in parts[file]:
+                low, high = max(first, logical), min(last, logical + length)
+                if low < high:
+                    mine.append((at + low - logical, high - low, low))
+        return found
 
     def _whole(self, path: str) -> bytes:
         """A content that lies in its inode."""
@@ -208,25 +243,15 @@ class ExtManifest:
 
     def _bulk(self, wanted: Iterable[tuple[int, int, Any]]) -> Iterator[tuple[Any, memoryview]]:
         """Read (offset, length, mark) in ascending order, those near each other at once: (mark, bytes)."""
-        group: list[tuple[int, int, Any]] = []
-        end = 0
-        for item in wanted:
-            at, length, _ = item
-            if group and (at - end > _NEAR or at + length - group[0][0] > _TOGETHER):
-                yield from self._at_once(group, end)
-                group = []
-            end = max(end, at + length) if group else at + length
-            group.append(item)
-        yield from self._at_once(group, end)
+        for group in _grouped(wanted):
+            yield from self._at_once(group)
 
-    def _at_once(
-        self, group: list[tuple[int, int, Any]], end: int
-    ) -> Iterator[tuple[Any, memoryview]]:
-        if group:
-            base = group[0][0]
-            data = memoryview(self._fs.read_at(base, end - base))
-            for at, length, mark in group:
-                yield mark, data[at - base : at - base + length]
+    def _at_once(self, group: list[tuple[int, int, Any]]) -> Iterator[tuple[Any, memoryview]]:
+        base = group[0][0]
+        end = max(at + length for at, length, _ in group)
+        data = memoryview(self._fs.read_at(base, end - base))
+        for at, length, mark in group:
+            yield mark, data[at - base : at - base + length]
 
     # Names
 
@@ -275,6 +300,7 @@ class ExtManifest:
         entries = self._all()
         entered = {ROOT}
         pending = [(ROOT, "", 0)]
+        room = manifest.MOST_CHARACTERS
         while pending:
             number, path, depth = pending.pop()
             for raw, inode in directories.get(number, ()):
@@ -287,6 +313,9 @@ class ExtManifest:
                     self._note("names stand for files that are gone")
                     continue
                 inner = f"{path}/{os.fsdecode(raw)}"
+                room -= len(inner)
+                if room < 0:
+                    raise GuestError("the guest's paths are longer in all than any system's")
                 yield inner, entry
                 if inode not in directories:
                     continue
@@ -314,6 +343,23 @@ class ExtManifest:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+
+def _grouped(
+    wanted: Iterable[tuple[int, int, Any]],
+) -> Iterator[list[tuple[int, int, Any]]]:
+    """(offset, length, mark) in ascending order, in groups that one read can get."""
+    group: list[tuple[int, int, Any]] = []
+    end = 0
+    for at, length, mark in wanted:
+        if group and (at - end > _NEAR or at + length - group[0][0] > _TOGETHER):
+            yield group
+            group = []
+            end = 0
+        end = max(end, at + length)
+        group.append((at, length, mark))
+    if group:
+        yield group
 
 
 def _inodes(fs: Ext4) -> _Inodes:

@@ -22,8 +22,9 @@ Bools = NDArray[np.bool_]
 
 #: Names in one guest; more than any system has.
 MOST_NAMES = 4_000_000
+#: Characters of all their paths; a system has some ten million.
+MOST_CHARACTERS = 256 << 20
 _CELL = 64 << 10
-_ZEROS = bytes(_CELL)
 
 
 class Entry(NamedTuple):
@@ -66,6 +67,26 @@ class Runs:
     known: Bools
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Spans:
+    """Parts of some files: the bytes from ``start`` to ``end`` of ``file``; in order, one element for each.
+
+    ``file`` is the place in the list that was asked for.
+    """
+
+    file: Ints
+    start: Ints
+    end: Ints
+
+    def by_file(self) -> dict[int, list[tuple[int, int]]]:
+        """(start, end) of the parts of each file that has any."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        rows = zip(self.file.tolist(), self.start.tolist(), self.end.tolist(), strict=True)
+        for file, start, end in rows:
+            found.setdefault(file, []).append((start, end))
+        return found
+
+
 class Manifest(Protocol):
     """All names of a guest.
 
@@ -91,8 +112,11 @@ class Manifest(Protocol):
         """The contents of many small files; a file of more than ``limit`` bytes is left out."""
         ...
 
-    def digests(self, paths: Sequence[str]) -> dict[str, bytes]:
-        """A digest of each regular file's content: equal for equal bytes, however they are laid out."""
+    def digests(self, paths: Sequence[str], parts: Spans | None = None) -> dict[str, bytes]:
+        """A digest of each regular file's content: equal for equal bytes, however they are laid out.
+
+        With ``parts``, of a file that has some there only these bytes (or more) are read.
+        """
         ...
 
 
@@ -102,8 +126,7 @@ class ContentHash:
     def __init__(self, size: int) -> None:
         self._state = blake3(struct.pack("<Q", size))
         self._cell = 0
-        self._bytes = bytearray(_CELL)
-        self._used = False
+        self._bytes = bytearray()
 
     def add(self, offset: int, data: bytes | memoryview) -> None:
         """Take in the bytes at ``offset``."""
@@ -114,8 +137,8 @@ class ContentHash:
             if cell != self._cell:
                 self._flush()
                 self._cell = cell
+            self._bytes += bytes(max(0, at - len(self._bytes)))
             self._bytes[at : at + len(piece)] = piece
-            self._used = True
             offset += len(piece)
             view = view[len(piece) :]
 
@@ -125,12 +148,11 @@ class ContentHash:
         return self._state.digest()
 
     def _flush(self) -> None:
-        if self._used and self._bytes != _ZEROS:
-            self._state.update(struct.pack("<Q", self._cell))
-            self._state.update(self._bytes)
-        if self._used:
-            self._bytes[:] = _ZEROS
-            self._used = False
+        # Without the zeros at its end a cell is the same, whether they were on the disk or not.
+        if used := self._bytes.rstrip(b"\0"):
+            self._state.update(struct.pack("<QQ", self._cell, len(used)))
+            self._state.update(used)
+        self._bytes = bytearray()
 
 
 @dataclass(slots=True)
@@ -143,12 +165,14 @@ class TreeManifest:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        room = MOST_CHARACTERS
         for path, found in walk(self.tree, "/"):
             target = (self.tree.real(path) or "") if found.is_link else ""
             size = found.size if found.is_file else 0
             self.entries[path] = Entry(found.mode, found.uid, found.gid, size, target=target)
-            if len(self.entries) > MOST_NAMES:
-                raise GuestError(f"the guest has more than {MOST_NAMES} names")
+            room -= len(path)
+            if room < 0 or len(self.entries) > MOST_NAMES:
+                raise GuestError("the guest has more names, or longer ones, than any system")
 
     def runs(self, paths: Sequence[str]) -> Runs:
         """Nothing is known of where contents lie."""
@@ -159,8 +183,9 @@ class TreeManifest:
         """The contents of many small files."""
         return dict(self._contents(paths, limit))
 
-    def digests(self, paths: Sequence[str]) -> dict[str, bytes]:
-        """A digest of each regular file's content."""
+    def digests(self, paths: Sequence[str], parts: Spans | None = None) -> dict[str, bytes]:
+        """A digest of each regular file's content, all of it."""
+        del parts  # only known where runs are
         found = {}
         for path, data in self._contents(paths, self.limit):
             state = ContentHash(len(data))

@@ -9,7 +9,14 @@ from collections.abc import Callable
 from calotype.errors import GuestError
 from calotype.guest.guest import Tree
 from calotype.guest.packages import apk, dpkg, freebsd, rpm
-from calotype.guest.packages.package import MOST, MOST_PATHS, Family, Inventory, Package
+from calotype.guest.packages.package import (
+    MOST,
+    MOST_CHARACTERS,
+    MOST_PATHS,
+    Family,
+    Inventory,
+    Package,
+)
 from calotype.guest.packages.version import compare
 
 __all__ = ["Family", "Inventory", "Package", "compare", "inventory", "owners"]
@@ -40,13 +47,15 @@ def owners(tree: Tree, read: "Callable[[list[str]], dict[str, bytes]]") -> dict[
         read: reads many small files at once (dpkg keeps one for each package).
     """
     found: dict[str, str] = {}
+    room = MOST_CHARACTERS
     for family, database in _FAMILIES.items():
         try:
             pairs = dpkg.files(tree, read) if family is Family.DEB else database.files(tree)
             for path, name in pairs:
-                found[path] = name
-                if len(found) > MOST_PATHS:
+                room -= len(path)
+                if room < 0 or len(found) > MOST_PATHS:
                     return found
+                found[path] = name
         except GuestError:
             continue
     return found

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from calotype.guest.guest import Tree
-from calotype.guest.packages.package import Family, Package, bounded, told, whole
+from calotype.guest.packages.package import LONGEST, Family, Package, bounded, told, whole
 
 _PATHS = ("/lib/apk/db/installed", "/usr/lib/apk/db/installed")
 _LIMIT = 64 << 20
@@ -33,7 +33,7 @@ def files(tree: Tree) -> Iterator[tuple[str, str]]:
         if what == b"P:":
             name = value
         elif what == b"F:":
-            directory = f"/{value}" if value else ""
+            directory = f"/{value[:LONGEST]}" if value else ""
             yield directory or "/", name
         elif what == b"R:":
             yield f"{directory}/{value}", name

@@ -11,6 +11,8 @@ from calotype.guest.guest import Tree
 LIMIT = 256 << 20
 #: Packages, and paths that they own, of one guest.
 MOST, MOST_PATHS = 200_000, 4_000_000
+#: Characters of a path, and of all paths that packages own.
+LONGEST, MOST_CHARACTERS = 4096, 128 << 20
 
 
 class Family(StrEnum):
@@ -71,4 +73,4 @@ def bounded(packages: Iterable[Package]) -> Iterator[Package]:
 
 def told(raw: bytes) -> str:
     """A field of a database as text, whatever its bytes are."""
-    return raw.decode("utf-8", "replace").strip()
+    return raw[:LONGEST].decode("utf-8", "replace").strip()

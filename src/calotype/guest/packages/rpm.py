@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from calotype.errors import GuestError
 from calotype.guest.guest import Tree
-from calotype.guest.packages.package import Family, Package, bounded, told, whole
+from calotype.guest.packages.package import LONGEST, Family, Package, bounded, told, whole
 from calotype.guest.packages.rpm_bdb import blobs as bdb_blobs
 from calotype.guest.packages.rpm_ndb import blobs as ndb_blobs
 from calotype.guest.packages.sqlite import Database
@@ -80,7 +80,7 @@ def files(tree: Tree) -> Iterator[tuple[str, str]]:
         directories = header.texts(_DIRECTORIES)
         pairs = zip(header.texts(_BASENAMES), header.numbers(_INDEXES), strict=False)
         for base, number in pairs:
-            if number < len(directories):
+            if number < len(directories) and len(directories[number]) < LONGEST:
                 yield directories[number] + base, name
 
 
