@@ -16,6 +16,22 @@ from calotype.errors import GuestError
 
 #: As much of a file as is read unless more is asked for.
 READ_LIMIT = 16 << 20
+#: What is at the top of a system, and never a place of logs or homes; "" is the root itself.
+_SYSTEM = {
+    "",
+    "bin",
+    "boot",
+    "dev",
+    "etc",
+    "lib",
+    "lib64",
+    "proc",
+    "root",
+    "run",
+    "sbin",
+    "sys",
+    "usr",
+}
 _LONGEST_PATH = 4096  # as in the kernel
 _MOST_NAMES = 5_000_000
 
@@ -145,6 +161,17 @@ def whole(guest: Tree, path: str) -> bytes | None:
     if content is not None and len(content) > READ_LIMIT:
         raise GuestError(f"{path} is larger than {READ_LIMIT >> 20} MiB")
     return content
+
+
+def strays(guest: Tree, path: str) -> str:
+    """Where a directory leads that steps clear out, if that is a part of the system; else nothing.
+
+    ``/var/log`` may be a link to ``/data/log``; nobody means a link to ``/etc``.
+    """
+    real = guest.real(path)
+    if real is None or real == path or real.startswith("/usr/home"):
+        return ""
+    return real if real.strip("/").split("/")[0] in _SYSTEM else ""
 
 
 def text(guest: Tree, path: str) -> str:

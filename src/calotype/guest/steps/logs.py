@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from calotype.guest.guest import Guest, Stat, Tree, glob, walk
+from calotype.guest.guest import Guest, Stat, Tree, glob, strays, walk
 from calotype.guest.steps.step import Concern, SysprepStep
 
 _LOGS = "/var/log"
@@ -22,6 +22,8 @@ _ELSEWHERE = (
 
 def perform(guest: Guest) -> None:
     """Remove and empty."""
+    if strays(guest, _LOGS):
+        return
     for pattern in (*_WHOLE, *_ELSEWHERE):
         for path in list(glob(guest, pattern)):
             guest.remove(path)
@@ -34,6 +36,8 @@ def perform(guest: Guest) -> None:
 
 def check(guest: Tree) -> list[str]:
     """Logs with content."""
+    if wrong := strays(guest, _LOGS):
+        return [f"{_LOGS} leads to {wrong}"]
     kept = (path for pattern in (*_WHOLE, *_ELSEWHERE) for path in glob(guest, pattern))
     left = [f"{path} is there" for path in kept]
     return left + [f"{path} is not empty" for path, _found in _files(guest)]

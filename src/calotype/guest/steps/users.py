@@ -11,7 +11,7 @@ from calotype.guest.accounts import (
     rebuild,
     rows,
 )
-from calotype.guest.guest import Guest, Tree, glob, join, walk
+from calotype.guest.guest import Guest, Tree, glob, join, strays, walk
 from calotype.guest.steps.step import Concern, SysprepStep
 
 #: Directories whose files are named after their user.
@@ -69,6 +69,7 @@ def check(guest: Tree) -> list[str]:
     staying = {account.name for account in everyone if not account.is_person}
     leaving = [account for account in everyone if account.is_person]
     left = [f"/etc/passwd has the account {account.name}" for account in leaving]
+    left += [f"/home leads to {wrong}" for wrong in [strays(guest, "/home")] if wrong]
     for path in ("/etc/shadow", "/etc/master.passwd", "/etc/subuid", "/etc/subgid"):
         left += [f"{path} has a row of {r[0]}" for r in rows(guest, path) if _gone(r[0], staying)]
     for path in ("/etc/group", "/etc/gshadow"):
@@ -119,7 +120,7 @@ def _belongings(guest: Tree, staying: set[str], leaving: list[Account]) -> Itera
                 seen.add(real)
                 yield path
     for pattern in _BY_OWNER:
-        for path in glob(guest, pattern):
+        for path in glob(guest, pattern) if not strays(guest, pattern.rpartition("/")[0]) else ():
             if path.rpartition("/")[2] in names or _is_of_people(guest, path, homes):
                 yield path
 

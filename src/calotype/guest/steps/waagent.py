@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
-from calotype.guest.guest import Guest, Tree, glob, text
+from calotype.guest.guest import Guest, Tree, glob, is_dir, join, strays, text
 from calotype.guest.steps.step import Concern, SysprepStep
 
 _EMPTY = ("/var/lib/waagent", "/var/log/azure", "/var/lib/hyperv", "/var/db/hyperv/pool")
 _LOGS = ("/var/log/waagent.log*", "/etc/waagent.conf.bak")
+#: Its files, by name: the directory may be a link, whose target is not emptied as a whole.
+_STATE = ("ovf-env.xml*", "provisioned", "*.pem", "*.prv", "*.crt", "*.p7m", "*.xml", "*.json")
 _PROVISIONED = "/var/lib/waagent/provisioned"
 
 
@@ -15,7 +17,7 @@ def perform(guest: Guest) -> None:
     for path in list(_logs(guest)):
         guest.remove(path)
     for path in _EMPTY:
-        if guest.list(path):
+        if is_dir(guest, path) and guest.list(path):
             guest.truncate(path)
 
 
@@ -24,13 +26,17 @@ def check(guest: Tree) -> list[str]:
     left = []
     if guest.stat(_PROVISIONED) is not None:
         left.append(f"{_PROVISIONED} names the VM {text(guest, _PROVISIONED).strip()[:64]}")
-    left += [f"{path} is not empty" for path in _EMPTY if guest.list(path)]
+    full = (path for path in _EMPTY if is_dir(guest, path) and guest.list(path))
+    left += [f"{path} is not empty" for path in full]
     return left + [f"{path} is there" for path in _logs(guest)]
 
 
 def _logs(guest: Tree) -> Iterator[str]:
     for pattern in _LOGS:
         yield from glob(guest, pattern)
+    if not is_dir(guest, _EMPTY[0]) and not strays(guest, _EMPTY[0]):
+        for name in _STATE:
+            yield from glob(guest, join(_EMPTY[0], name))
 
 
 STEP = SysprepStep(
