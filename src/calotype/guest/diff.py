@@ -14,7 +14,7 @@ from calotype.guest import facts
 from calotype.guest.ext4_manifest import ExtManifest
 from calotype.guest.guest import Tree
 from calotype.guest.locate import Filesystem, find_root, survey
-from calotype.guest.manifest import Bools, Entry, Manifest, Runs, TreeManifest
+from calotype.guest.manifest import Bools, Entry, Manifest, Runs, Spans, TreeManifest
 from calotype.guest.noise import noise
 from calotype.guest.ntfs_tree import NtfsTree
 from calotype.guest.packages import Family, Package, compare, inventory, owners
@@ -33,8 +33,9 @@ _SMALL = 4 << 20  # bytes of a list of a package's files
 
 _T = TypeVar("_T")
 
-#: Of files whose contents lie in these runs of two disks: which are known to be equal without reading.
-Same = Callable[[Runs, Runs], Bools]
+#: Of files of equal size whose contents lie in these runs of two disks: which are known to be unequal without
+#: reading, and the parts of the others that may differ.
+Judge = Callable[[Runs, Runs], tuple[Bools, Spans]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +178,8 @@ class GuestDiff:
         return bool(self.packages or self.files or any(facts_))
 
 
-def diff(a: Side, b: Side, same: Same | None = None) -> GuestDiff:
-    """How guest ``b`` differs from ``a``; ``same`` spares the reading of contents.
+def diff(a: Side, b: Side, judge: Judge | None = None) -> GuestDiff:
+    """How guest ``b`` differs from ``a``; ``judge`` spares the reading of contents.
 
     Raises:
         GuestError: one of them cannot be read.
@@ -195,7 +196,7 @@ def diff(a: Side, b: Side, same: Same | None = None) -> GuestDiff:
     found.kernels = _changes(facts.kernels, a.tree, b.tree)
     found.release = _changes(facts.release, a.tree, b.tree)
     found.services = _changes(lambda s: facts.services(s.tree, s.manifest.entries), a, b)
-    contents = _Contents(a.manifest, b.manifest, same)
+    contents = _Contents(a.manifest, b.manifest, judge)
     found.files = _named(a, b, list(_files(a.manifest, b.manifest, contents)))
     found.notes += contents.notes
     found.compared, found.read = contents.compared, contents.read
@@ -245,26 +246,37 @@ def _changes(look: Callable[[_T], facts.Facts], a: _T, b: _T) -> list[Change]:
 class _Contents:
     """Tells which files of equal size have other contents."""
 
-    def __init__(self, a: Manifest, b: Manifest, same: Same | None) -> None:
+    def __init__(self, a: Manifest, b: Manifest, judge: Judge | None) -> None:
         self._a, self._b = a, b
-        self._same = same
+        self._judge = judge
         self.compared = self.read = 0
         self.notes: list[str] = []
 
     def differing(self, paths: Sequence[str]) -> set[str]:
         """Those of the paths, regular files of one size in both, whose contents differ."""
         self.compared = len(paths)
-        known = np.zeros(len(paths), dtype=np.bool_)
-        if self._same is not None:
+        doubtful = np.ones(len(paths), dtype=np.bool_)
+        unequal, parts = ~doubtful, None
+        if self._judge is not None:
             one, two = self._a.runs(paths), self._b.runs(paths)
-            known = one.known & two.known & self._same(one, two)
-        unread = [paths[number] for number in np.flatnonzero(~known).tolist()]
+            told = one.known & two.known
+            unequal, spans = self._judge(one, two)
+            unequal = unequal & told
+            doubtful = ~told
+            doubtful[spans.file] = True
+            doubtful &= ~unequal
+            # From places among all paths to places among those that are read.
+            place = np.cumsum(doubtful) - 1
+            known = doubtful[spans.file] & told[spans.file]
+            parts = Spans(place[spans.file[known]], spans.start[known], spans.end[known])
+        unread = [paths[number] for number in np.flatnonzero(doubtful).tolist()]
         self.read = len(unread)
-        before, after = self._a.digests(unread), self._b.digests(unread)
+        before, after = self._a.digests(unread, parts), self._b.digests(unread, parts)
         beyond = [path for path in unread if path not in before or path not in after]
         if beyond:
             self.notes.append(f"{len(beyond)} files could not be read, such as {beyond[0]}")
-        return {path for path in unread if before.get(path) != after.get(path)}
+        differ = {path for path in unread if before.get(path) != after.get(path)}
+        return differ.union(paths[number] for number in np.flatnonzero(unequal).tolist())
 
 
 def _files(a: Manifest, b: Manifest, contents: _Contents) -> Iterator[FileChange]:

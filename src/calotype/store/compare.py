@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from calotype.disk.base import Extent
 from calotype.store.digest import Ints
-from calotype.store.index import Leaf, Rows
+from calotype.store.index import Leaf, Root, Rows
 from calotype.store.reader import LeafReader
 
 Bools = NDArray[np.bool_]
@@ -23,34 +23,47 @@ class Pieces:
     """Pieces of chunks that runs of a disk are made of; what is zero has none.
 
     Arrays with one element for each piece, by ``file`` (the caller's number of the run's file) and then by
-    ``logical`` (where in the file it starts): its ``length``, and where it starts (``skip``) in the chunk
-    with this ``digest`` (four 64-bit words each).
+    ``logical`` (where in the file it starts): its ``length``, and where it starts (``skip``) in the chunk of
+    ``size`` bytes with this ``digest`` (four 64-bit words each).
     """
 
     file: Ints
     logical: Ints
     length: Ints
     skip: Ints
+    size: Ints
     digest: NDArray[np.uint64]
+
+    def take(self, which: Ints | Bools) -> "Pieces":
+        """Some of them."""
+        return Pieces(
+            self.file[which],
+            self.logical[which],
+            self.length[which],
+            self.skip[which],
+            self.size[which],
+            self.digest[which],
+        )
 
 
 class DiskRows:
-    """Every row of an Index, by place on the disk; about 56 bytes for each."""
+    """Every row of an Index, by place on the disk; 64 bytes for each."""
 
-    def __init__(self, leaves: LeafReader, region: int, size: int, regions: list[int]) -> None:
+    def __init__(self, leaves: LeafReader, root: Root) -> None:
         parts: list[tuple[int, Leaf]] = []
-        for number in regions:
+        for number in sorted(root.leaves):
             leaf = leaves.leaf(number)
             if leaf is not None:
-                parts.append((number * region, leaf))
+                parts.append((number * root.region, leaf))
         rows = [Rows.of(leaf) for _, leaf in parts] or [Rows.none()]
         bases = [base for base, _ in parts] or [0]
-        self.size = size
+        self.domain = root.domain
         self._start: Ints = np.concatenate(
             [base + row.offset for base, row in zip(bases, rows, strict=True)]
         )
         self._end: Ints = self._start + np.concatenate([row.length for row in rows])
         self._skip: Ints = np.concatenate([row.skip for row in rows])
+        self._size: Ints = np.concatenate([row.sizes for row in rows])
         digests = np.concatenate([row.digests for row in rows])
         self._digest: NDArray[np.uint64] = np.ascontiguousarray(digests).view("<u8")
 
@@ -71,6 +84,7 @@ class DiskRows:
                 logical[run] + low - start[run],
                 high - low,
                 self._skip[row] + low - self._start[row],
+                self._size[row],
                 self._digest[row],
             )
         )
@@ -79,22 +93,66 @@ class DiskRows:
         """The whole disk as one file."""
         zero = np.zeros_like(self._start)
         length = self._end - self._start
-        return _joined(Pieces(zero, self._start, length, self._skip, self._digest))
+        return _joined(Pieces(zero, self._start, length, self._skip, self._size, self._digest))
 
 
-def same(a: Pieces, b: Pieces, files: int) -> Bools:
-    """Of ``files`` files, which are made of the same pieces in ``a`` and in ``b``: those are equal."""
-    count_a, count_b = (np.bincount(p.file, minlength=files) for p in (a, b))
-    alike: Bools = count_a == count_b
-    left, right = (np.flatnonzero(alike[p.file]) for p in (a, b))
-    equal = (
-        (a.logical[left] == b.logical[right])
-        & (a.length[left] == b.length[right])
-        & (a.skip[left] == b.skip[right])
-        & (a.digest[left] == b.digest[right]).all(axis=1)
+@dataclass(frozen=True, eq=False, slots=True)
+class Doubts:
+    """What the chunks leave open of some files that are in two disks.
+
+    ``unequal`` (one element for each file) is known. Of the others only the bytes from ``start`` to ``end``
+    of ``file`` (an element for each such run, in order) may differ; a file without any is equal.
+    """
+
+    unequal: Bools
+    file: Ints
+    start: Ints
+    end: Ints
+
+
+def doubts(a: Pieces, b: Pieces, files: int, *, one_domain: bool) -> Doubts:
+    """Compare what ``files`` files of one size are made of in two disks.
+
+    Two whole chunks at one place with other digests hold other bytes, unless they are of two dedup domains:
+    another domain's key gives equal bytes another digest.
+    """
+    file, logical, length, skip, size = (
+        np.concatenate([getattr(side, name) for side in (a, b)])
+        for name in ("file", "logical", "length", "skip", "size")
     )
-    alike[a.file[left][~equal]] = False
-    return alike
+    digest = np.concatenate([a.digest, b.digest])
+    order = np.lexsort((logical, file))
+    here, there = order[:-1], order[1:]  # no side has two pieces at one place
+    met = (file[here] == file[there]) & (logical[here] == logical[there])
+    met &= length[here] == length[there]
+    here, there = here[met], there[met]
+    alike = (digest[here] == digest[there]).all(axis=1)
+    whole = (length == size)[here] & (length == size)[there]
+    unequal = np.zeros(files, dtype=np.bool_)
+    if one_domain:
+        unequal[file[here[whole & ~alike]]] = True
+    alike &= skip[here] == skip[there]
+    matched = np.zeros(len(file), dtype=np.bool_)
+    matched[here[alike]] = matched[there[alike]] = True
+    left = order[~matched[order] & ~unequal[file[order]]]
+    spans = list(_merged(file[left], logical[left], logical[left] + length[left]))
+    columns = np.array(spans, dtype=np.int64).reshape(-1, 3)
+    return Doubts(unequal, columns[:, 0], columns[:, 1], columns[:, 2])
+
+
+def _merged(file: Ints, start: Ints, end: Ints) -> Iterator[tuple[int, int, int]]:
+    """The union of runs that are ascending by file and start."""
+    rows = zip(file.tolist(), start.tolist(), end.tolist(), strict=True)
+    now = next(rows, None)
+    for row in rows:
+        if now is not None and row[0] == now[0] and row[1] <= now[2]:
+            now = (now[0], now[1], max(now[2], row[2]))
+            continue
+        if now is not None:
+            yield now
+        now = row
+    if now is not None:
+        yield now
 
 
 def differing(a: DiskRows, b: DiskRows) -> Iterator[Extent]:
@@ -153,5 +211,6 @@ def _joined(pieces: Pieces) -> Pieces:
         pieces.logical[heads],
         np.add.reduceat(pieces.length, heads),
         pieces.skip[heads],
+        pieces.size[heads],
         pieces.digest[heads],
     )
