@@ -251,7 +251,7 @@ class Repository:
             StoreDamaged: its root or a leaf is damaged.
         """
         root = self._root(index)
-        return DiskRows(self._leaf_reader(root), root.region, root.size, sorted(root.leaves))
+        return DiskRows(self._leaf_reader(root), root)
 
     def holds_more(self, index: str, limit: int) -> bool:
         """Whether an Index holds more than ``limit`` bytes of data.
