@@ -351,6 +351,14 @@ def test_a_tree_takes_few_calls(shell: TreeShell, tree: Path) -> None:
     assert list(glob(guest, "/etc/d*/f*")) == []
 
 
+def test_a_deep_tree_that_nobody_foresaw_takes_few_calls(shell: TreeShell, tree: Path) -> None:
+    for number in range(64):
+        (tree / f"usr/share/{number % 8}/{number}/deep/deeper").mkdir(parents=True)
+    guest = RemoteGuest(shell, "/guest")
+    assert len(list(walk(guest, "/usr/share"))) == 8 + 64 * 3
+    assert shell.calls <= 7
+
+
 def test_what_is_mounted_apart_looks_empty_and_stays(shell: TreeShell, tree: Path) -> None:
     (tree / "home/[x]").mkdir()
     (tree / "home/[x]/file").write_bytes(b"x")

@@ -12,6 +12,7 @@ import re
 import shlex
 import stat
 import tarfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
@@ -27,6 +28,7 @@ _BATCH, _FILES = 4 << 20, 2000  # bytes and files of one fetch
 _PIECE = 8 << 20  # bytes of a large file in one call
 _QUEUE = 4 << 20  # bytes of changes that are carried out together
 _CACHE = 64 << 20  # bytes of content that are remembered
+_OFTEN = 3  # directories of one tree that are listed by themselves before all of it is
 _PATIENCE = 600.0  # seconds for one call: a slow guest's whole tree
 #: Trees of which all is looked at: listed whole at first sight, those that may be large at last.
 _WHOLE: tuple[str, ...] = (
@@ -129,6 +131,8 @@ class RemoteGuest:
         self._queued = 0
         self._listed: dict[bytes, dict[bytes, Node]] = {}
         self._content: dict[bytes, bytes] = {}
+        self._missed: Counter[bytes] = Counter()
+        self._whole: set[bytes] = set()
         self._held = 0  # bytes of content
         self._has_tar = True
         self.edits: list[Edit] = []
@@ -271,6 +275,8 @@ class RemoteGuest:
             GuestError: a change could not be made.
         """
         self._carry_out()
+        self._missed.clear()
+        self._whole.clear()
         self._listed.clear()
         self._content.clear()
         self._held = 0
@@ -312,14 +318,27 @@ class RemoteGuest:
                 return {}
             if not self._listed:
                 self._survey()
-            cut = False
-            for depth in (2, 1):
-                if path not in self._listed:
-                    cut = self._load([(path, depth)])
-            if cut and path not in self._listed:
-                raise GuestError(f"{os.fsdecode(path)} has more names than can be listed")
-            self._listed.setdefault(path, {})  # gone meanwhile
+            if path not in self._listed:
+                self._look_up(path)
         return self._listed[path]
+
+    def _look_up(self, path: bytes) -> None:
+        """List a directory: with what is near it, and when that happens again, with all around it."""
+        top = b"/".join(path.split(b"/")[:3])
+        first = b"/".join(path.split(b"/")[:2])
+        self._missed[first] += 1
+        often = self._missed[first] > _OFTEN
+        tries = [(path, 64), (path, 2), (path, 1)] if often else [(path, 2), (path, 1)]
+        if often and top not in self._whole:
+            self._whole.add(top)
+            tries.insert(0, (top, 64))
+        cut = False
+        for start, depth in tries:
+            if path not in self._listed:
+                cut = self._load([(start, depth)])
+        if cut and path not in self._listed:
+            raise GuestError(f"{os.fsdecode(path)} has more names than can be listed")
+        self._listed.setdefault(path, {})  # gone meanwhile
 
     def _parent(self, path: bytes) -> dict[bytes, Node]:
         return self._entries(path.rpartition(b"/")[0] or b"/")
