@@ -11,7 +11,7 @@ from bench.leaks.guest import Refused, Room
 from bench.leaks.plan import FILES
 from bench.leaks.search import search, whereabouts
 from bench.leaks.tools import Calotype
-from bench.leaks.used import Used, copy, load, read_file, root_offset, save, written
+from bench.leaks.used import Used, copy, current, load, read_file, root_offset, save, written
 from tests import roots
 
 from calotype.config import Home
@@ -102,7 +102,7 @@ def _used(family: Family, home: Path, work: Path) -> Used:
     """The used guest, kept; only what is on its disk counts."""
     manifest = home / "manifest.json"
     disk = home / "disk.raw"
-    if not manifest.exists():
+    if not current(manifest):
         disk.unlink(missing_ok=True)
         canaries = family.use(work, disk)
         there = {hit.name for hit in search(disk, {c.name: c.needles for c in canaries})}

@@ -1,5 +1,6 @@
 """The used machine: a Debian guest provisioned, worked with, planted with canaries and shut down."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -45,7 +46,7 @@ def used(work: Path) -> Used:
     """The used machine, made where ``work`` has none."""
     home = work / "used"
     manifest = home / "manifest.json"
-    if not manifest.exists():
+    if not current(manifest):
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
         base = image("used", _TABLE).path
@@ -55,6 +56,20 @@ def used(work: Path) -> Used:
         _record(base, disk, manifest)
         disk.chmod(0o444)
     return load(manifest)
+
+
+def current(manifest: Path) -> bool:
+    """Whether it is there and records what would be planted today."""
+    try:
+        return bool(json.loads(manifest.read_text())["plan"] == _plan())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _plan() -> str:
+    sources = (Path(__file__).with_name(name) for name in ("plan.py", "canaries.py"))
+    content = b"".join(source.read_bytes() for source in sources)
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def load(manifest: Path) -> Used:
@@ -77,6 +92,7 @@ def load(manifest: Path) -> Used:
 def save(found: Used, manifest: Path) -> None:
     """Record it."""
     record = {
+        "plan": _plan(),
         "root": found.root,
         "missing": found.missing,
         "canaries": [
