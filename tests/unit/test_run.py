@@ -135,10 +135,15 @@ def test_only_run_starts_processes():
 
 
 def test_nothing_is_ever_mounted():
-    """No module calls mount or losetup on the host; scripts for guests are data files."""
+    """No module calls mount or losetup on the host; one writes the appliance's script."""
     root = Path(calotype.__file__).parent
     pattern = re.compile(r"""["'](mount|umount|losetup|qemu-nbd|guestmount|kpartx)["']""")
-    assert [str(p) for p in root.rglob("*.py") if pattern.search(p.read_text())] == []
+    found = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        if pattern.search(path.read_text())
+    }
+    assert found <= {"guest/mounts.py"}
 
 
 def test_no_shell():
