@@ -47,7 +47,7 @@ bench-quick: bench-setup ## The same on one image, once, with few peers: five mi
 bench-leaks-setup: setup ## What `make bench-leaks` compares with: libguestfs' tools (its other peers live in the guest)
 	@scripts/setup.sh --also guestfs-tools kmod
 
-bench-leaks: bench-leaks-setup ## What generalizing leaves on a disk, by several tools (25 minutes), and docs/reports/leaks.*
+bench-leaks: bench-leaks-setup ## What generalizing leaves on a disk, by several tools (half an hour), and docs/reports/leaks.*
 	@$(PYTHON) -m bench.leaks
 
 bench-diff: setup ## Compare images with 3 GB of files: ten minutes, and docs/reports/diff.*
