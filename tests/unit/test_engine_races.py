@@ -13,7 +13,7 @@ from calotype import wire
 from calotype.config import Home
 from calotype.engine import context as context_module
 from calotype.engine import export as export_module
-from calotype.engine import images, launch, look, machines, operation, storage
+from calotype.engine import images, launch, machines, operation, settle, storage
 from calotype.engine import moment as moment_module
 from calotype.engine.capture import CaptureRequest, capture_vm
 from calotype.engine.context import Context
@@ -112,7 +112,7 @@ def delete_image(home, name="img"):
 
 def test_an_upload_does_not_lose_its_content_to_a_deletion(context, home, disk, monkeypatch):
     upload(context, disk)
-    meanwhile(monkeypatch, look, "settle", lambda: delete_image(home))
+    meanwhile(monkeypatch, settle, "settle", lambda: delete_image(home))
     upload(context, disk, "twin")
     assert [image.name for image in context.catalog.list_images()] == ["twin"]
     assert storage.check(context).ok

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -414,8 +415,8 @@ def test_what_is_not_ext4_is_walked_in_an_appliance(
     closed = []
 
     @contextmanager
-    def stand_in(_context: Context, _disk: object) -> Iterator[ExtGuest]:
-        yield ExtGuest(open_fs(data))
+    def stand_in(_context: Context, _disk: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(guest=ExtGuest(open_fs(data)))
         closed.append(True)
 
     monkeypatch.setattr("calotype.engine.appliance.appliance_tree", stand_in)

@@ -1,7 +1,7 @@
 """``calotype generalize``: a generalized copy of an image; the steps."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -13,15 +13,15 @@ from calotype.cli.text import size as show_size
 from calotype.cli.text import visible
 from calotype.engine.generalize import Steps, generalize_image, rehearse_image
 from calotype.errors import InvalidInput
-from calotype.guest import STEPS, GeneralizeReport
+from calotype.guest import GeneralizeReport
 
 _STEPS: Columns = {
     "Order": lambda s: s["order"],
     "Step": lambda s: s["name"],
     "Default": lambda s: "yes" if s["default"] else "no",
     "Concern": lambda s: s["concern"],
-    "For": lambda s: ", ".join(s["distributions"]) or "all",
-    "What": lambda s: s["heading"],
+    "Systems": lambda s: s["systems"],
+    "What it makes general": lambda s: s["heading"],
 }
 #: As many lines of a dry run as are shown for one step.
 _SHOWN = 12
@@ -73,7 +73,7 @@ def generalize(
     """
     steps = (options or StepOptions()).steps
     if list_steps:
-        emit(common, _rows(), _STEPS)
+        emit(common, list_steps(), _STEPS)
         return
     if source is None or (image is None and not dry_run):
         raise InvalidInput(
@@ -122,17 +122,3 @@ def show_rehearsal(common: Common | None, report: GeneralizeReport) -> None:
     print(f"{quiet} other steps would find nothing to do; free space would be overwritten")
     for secret in report.secrets:
         print(f"would stay, and yours to judge: {visible(secret.path)} ({secret.kind})")
-
-
-def _rows() -> list[dict[str, Any]]:
-    return [
-        {
-            "order": step.order,
-            "name": step.name,
-            "default": step.default,
-            "concern": step.concern.value,
-            "distributions": sorted(step.distributions),
-            "heading": step.heading,
-        }
-        for step in STEPS
-    ]

@@ -64,6 +64,8 @@ def plain(value: object) -> Any:
         return value.decode("utf-8", "replace")
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {_camel(name): plain(item) for name, item in value._asdict().items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
     return value

@@ -3,8 +3,9 @@
 from calotype.cli.common import Common, session
 from calotype.cli.output import emit, for_people
 from calotype.cli.text import visible
-from calotype.engine.verify import Verified, verify_image
+from calotype.engine.verify import DataDisk, Verified, verify_image
 from calotype.guest import Finding, Proof
+from calotype.guest.gate import Answer
 
 #: As many lines of one step as are shown.
 _SHOWN = 8
@@ -35,13 +36,30 @@ def _show(verified: Verified) -> None:
     system = visible(proof.seen.os_name) or "no operating system that could be looked into"
     print(f"{image.name}: {system}")
     print(f"verdict   {proof.verdict}")
-    holds = "contradicted by its disks" if verified.contradiction else "agrees with its disks"
+    holds = "CONTRADICTED by its disks" if verified.contradiction else "not contradicted"
     print(f"declared  {image.os_state}: {holds}")
     _show_findings(proof)
     for secret in proof.secrets:
         print(f"  kept, and yours to judge: {visible(secret.path)} ({secret.kind})")
+    for disk in verified.data_disks:
+        _show_data(disk)
     for note in proof.notes:
-        print(f"note: {visible(note)}")
+        print(f"note      {visible(note)}")
+    bad = [ruling for ruling in verified.certification if ruling.answer is not Answer.OK]
+    print(f"Azure     {len(verified.certification) - len(bad)} of its rules hold")
+    for ruling in bad:
+        said = "no" if ruling.answer is Answer.BAD else "cannot be told"
+        print(f"  {ruling.rule}: {said}: {visible(ruling.evidence)}")
+    print(f"report    calotype image report {image.name}")
+
+
+def _show_data(disk: DataDisk) -> None:
+    kinds = ", ".join(kind for _, kind in disk.proof.filesystems) or "no file system"
+    print(
+        f"LUN {disk.lun:<5} {kinds}: {'; '.join(map(visible, disk.proof.notes)) or 'looked into'}"
+    )
+    for secret in (*disk.proof.people, *disk.proof.secrets):
+        print(f"  {visible(secret.path)} ({secret.kind})")
 
 
 def _show_findings(proof: Proof) -> None:

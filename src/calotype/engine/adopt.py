@@ -3,7 +3,7 @@
 from contextlib import closing
 from datetime import UTC, datetime
 
-from calotype.engine import import_, look, names
+from calotype.engine import import_, look, names, settle
 from calotype.engine.context import Context
 from calotype.model import Image, ImageDisk, OsType, Provenance, SourceKind
 
@@ -33,7 +33,7 @@ def _image(context: Context, index: str) -> Image:
         id=names.new_id(),
         name=f"adopted-{index[:12]}",
         os_type=OsType.LINUX,
-        os_state=look.state_of(proof),
+        os_state=settle.state_of(proof),
         verdict=proof.verdict,
         os_disk=ImageDisk(index=index, size=size),
         generation=import_.generation(None, proof.seen),

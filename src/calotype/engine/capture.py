@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from calotype.disk.view import OverlaySource
-from calotype.engine import look, names
+from calotype.engine import look, names, settle
 from calotype.engine.context import Context
 from calotype.engine.moment import CapturedDisk, Freeze, Moment, moment, take, take_generalized
 from calotype.engine.operation import Operation
@@ -75,7 +75,7 @@ def capture_vm(context: Context, vm_name: str, request: CaptureRequest) -> Captu
     ):
         disks, report, proof = _taken(context, vm, operation, request, found)
         settled = _settled(_image(vm, request, disks, found), request, proof)
-        look.admit(context, settled, proof, report)
+        settle.admit(context, settled, proof, report)
     return Captured(
         image=settled.image,
         consistency=found.consistency,
@@ -111,15 +111,15 @@ def _taken(
     return (first, *others), report, proof
 
 
-def _settled(image: Image, request: CaptureRequest, proof: Proof | None) -> look.Settled:
+def _settled(image: Image, request: CaptureRequest, proof: Proof | None) -> settle.Settled:
     """The image in the state that is declared and proved; of a running VM, what a VM is: specialized."""
     if proof is None:
-        return look.Settled(image)
+        return settle.Settled(image)
     if request.generalize:
-        return look.settle_generalized(image, proof, request.disable, force=request.force)
+        return settle.settle_generalized(image, proof, request.disable, force=request.force)
     if request.os_state is None and proof.verdict is Verdict.UNKNOWN:
-        return look.Settled(replace(image, verdict=proof.verdict))
-    return look.settle(image, request.os_state, proof, force=request.force)
+        return settle.Settled(replace(image, verdict=proof.verdict))
+    return settle.settle(image, request.os_state, proof, force=request.force)
 
 
 def _moment(

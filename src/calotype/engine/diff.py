@@ -108,8 +108,8 @@ def sbom(context: Context, name: str, *, appliance: bool = False) -> bytes:
             raise GuestError(error.message, hint=_HINT) from error
     from calotype.engine.appliance import appliance_tree  # noqa: PLC0415 (seldom needed, and large)
 
-    with appliance_tree(context, disk) as tree:
-        return of_tree(subject, tree)
+    with appliance_tree(context, disk) as mounted:
+        return of_tree(subject, mounted.guest)
 
 
 def _side(context: Context, image: Image) -> Side | GuestError:
@@ -126,7 +126,7 @@ def _by_appliance(context: Context, image: Image, error: GuestError, stack: Exit
 
     disk = context.repository.open(image.os_disk.index)
     try:
-        return Side.of(stack.enter_context(appliance_tree(context, disk)))
+        return Side.of(stack.enter_context(appliance_tree(context, disk)).guest)
     except GuestError as second:
         raise second from error
 

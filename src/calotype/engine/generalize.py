@@ -8,7 +8,7 @@ from pathlib import Path
 
 from calotype.disk.served import served
 from calotype.disk.view import NbdSource, WritableView, writable
-from calotype.engine import look, names
+from calotype.engine import look, names, settle
 from calotype.engine.context import Context
 from calotype.engine.moment import moment
 from calotype.errors import Conflict, InvalidInput, NotAllowed
@@ -62,10 +62,10 @@ def generalize_image(
                     changed=view.changed(),
                     progress=context.progress,
                 )
-        made = look.settle_generalized(
+        made = settle.settle_generalized(
             _copy(image, name, taken.index), proof, steps.disable, force=force
         )
-        look.admit(context, made, proof, report)
+        settle.admit(context, made, proof, report)
     return GeneralizedImage(made.image, report, proof, taken.stored_bytes)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from calotype.disk.gate import Format
 from calotype.disk.ova import Appliance
 from calotype.disk.upload import OpenUpload, open_upload
-from calotype.engine import look, names
+from calotype.engine import look, names, settle
 from calotype.engine.context import Context
 from calotype.engine.sources import Source, Upload, open_source, require_sha256
 from calotype.errors import Conflict, DiskRefused, InvalidInput
@@ -103,8 +103,8 @@ def import_image(
             uploaded += taken
         proof = look.prove_index(context, uploaded[0].disk.index)
         image = _image(request, uploaded, proof.seen)
-        settled = look.settle(image, request.os_state, proof, force=request.force)
-        look.admit(context, settled)
+        settled = settle.settle(image, request.os_state, proof, force=request.force)
+        settle.admit(context, settled)
     return Imported(settled.image, tuple(item.ingested for item in uploaded))
 
 

@@ -1,166 +1,43 @@
 """What the disks themselves say: the proof of their state, and whether they were shut down cleanly."""
 
 import struct
-from collections.abc import Collection
-from contextlib import closing
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 
-from calotype.catalog import Act
 from calotype.disk import Disk, read
 from calotype.disk.view import RawSource, WritableView
 from calotype.engine.context import Context
-from calotype.errors import CalotypeError, InvalidInput
+from calotype.errors import CalotypeError, GuestError
 from calotype.guest import (
+    DiskMap,
     Filesystem,
     GeneralizeReport,
     Inspection,
     Proof,
+    Tree,
     inspect,
     prove_disk,
     survey,
 )
 from calotype.guest import generalize as generalize_view
-from calotype.guest import prove as prove_tree
-from calotype.guest.proof import with_swap
-from calotype.model import Image, OsState, OsType, Verdict
+from calotype.guest.locate import find_root
+from calotype.guest.proof import prove_tree
+from calotype.model import Verdict
 
 _SUPERBLOCK = 1024
 _NEEDS_RECOVERY = 0x4
 #: What an appliance mounts and we do not read.
 _MOUNTABLE = {Filesystem.XFS, Filesystem.BTRFS, Filesystem.LVM}
-#: As many reasons as a refusal names.
-_SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """An image whose OS state is settled; ``overruled``: what the evidence said against it."""
+class Look:
+    """An OS disk that is looked at: its proof, its map, and the guest's tree (None: it cannot be read)."""
 
-    image: Image
-    overruled: tuple[str, ...] = ()
-
-
-def settle(image: Image, declared: OsState | None, proof: Proof, *, force: bool = False) -> Settled:
-    """The image with its OS state as declared and proved; undeclared, as seen.
-
-    Args:
-        image: the image that is to be.
-        declared: what the user says of it.
-        proof: what its OS disk shows.
-        force: the declared state holds against the evidence, which is noted in the image.
-
-    Raises:
-        InvalidInput: the evidence contradicts what is declared; or nothing is, and it cannot be seen.
-    """
-    image = replace(image, verdict=proof.verdict)
-    if declared is None:
-        if proof.verdict is Verdict.UNKNOWN:
-            raise InvalidInput(
-                f"cannot see whether '{image.name}' is generalized: {_some(proof.reasons)}",
-                hint="say so: --os-state Generalized (makes many VMs) or Specialized (one machine)",
-            )
-        return Settled(replace(image, os_state=state_of(proof)))
-    image = replace(image, os_state=declared)
-    against = proof.contradicts(declared)
-    if against and not force:
-        raise InvalidInput(
-            _contradiction(image.name, proof, declared, against), hint=_cure(image, declared)
-        )
-    if against:
-        note = f"declared {declared} with --force, but its disk looks {proof.verdict}: {_some(against)}"
-        return Settled(noted(image, note), against)
-    if proof.verdict is Verdict.UNKNOWN:
-        return Settled(
-            noted(image, f"declared {declared}; nobody could look: {_some(proof.reasons)}")
-        )
-    return Settled(image)
-
-
-_CURES = {
-    OsState.GENERALIZED: "generalize a copy: calotype vm capture VM --image NAME --generalize, or of an "
-    "upload: take it as Specialized, then calotype generalize IMAGE --image NAME; or overrule the "
-    "evidence with --force (recorded)",
-    OsState.SPECIALIZED: "leave --os-state out, or say Generalized; or overrule the evidence with "
-    "--force (recorded)",
-}
-
-
-def _cure(image: Image, declared: OsState) -> str:
-    if image.os_type is OsType.WINDOWS and declared is OsState.GENERALIZED:
-        return (
-            "take it as Specialized, make a VM of it, and let Sysprep run in it: calotype vm generalize VM; "
-            "or overrule the evidence with --force (recorded)"
-        )
-    return _CURES[declared]
-
-
-def _contradiction(name: str, proof: Proof, declared: OsState, against: tuple[str, ...]) -> str:
-    if declared is OsState.GENERALIZED:
-        return f"'{name}' is declared Generalized, but its disk looks {proof.verdict}: {_some(against)}"
-    return (
-        f"'{name}' is declared Specialized, but its disk is generalized: as a specialized one it would "
-        f"start without a user or a host name ({_some(against)})"
-    )
-
-
-def settle_generalized(
-    image: Image, proof: Proof, left_out: Collection[str], *, force: bool = False
-) -> Settled:
-    """The image after its disk was generalized; what steps that were left out would do is the user's.
-
-    Raises:
-        InvalidInput: something else of one machine is left.
-    """
-    asked = {finding.step for finding in proof.findings} <= {*left_out}
-    return settle(image, OsState.GENERALIZED, proof, force=force or asked)
-
-
-def state_of(proof: Proof) -> OsState:
-    """What an undeclared disk is taken for: whatever is not clean is one machine."""
-    clean = proof.verdict is Verdict.GENERALIZED
-    return OsState.GENERALIZED if clean else OsState.SPECIALIZED
-
-
-def admit(
-    context: Context,
-    settled: Settled,
-    proof: Proof | None = None,
-    generalized: GeneralizeReport | None = None,
-) -> None:
-    """Make the image exist; what was overruled for it is written into the audit with it.
-
-    What was done to make it general is in a signed report before that.
-    """
-    if proof is not None and generalized is not None:
-        from calotype.engine.evidence import write_evidence  # noqa: PLC0415 (loads much)
-
-        forced = "; ".join(settled.overruled) or None
-        with context.progress.phase("signing the report", None):
-            write_evidence(context, settled.image, proof, generalized=generalized, forced=forced)
-    image, act = settled.image, None
-    if settled.overruled:
-        act = Act(
-            "image.overrule",
-            f"image {image.name}",
-            {
-                "image": image.id,
-                "declared": image.os_state.value,
-                "verdict": image.verdict.value if image.verdict else None,
-                "evidence": list(settled.overruled),
-            },
-        )
-    context.catalog.add_image(image, act=act)
-
-
-def noted(image: Image, note: str) -> Image:
-    """The image with another line in its provenance."""
-    provenance = replace(image.provenance, notes=(*image.provenance.notes, note))
-    return replace(image, provenance=provenance)
-
-
-def _some(reasons: tuple[str, ...]) -> str:
-    more = len(reasons) - _SHOWN
-    return "; ".join(reasons[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    proof: Proof
+    found: DiskMap
+    tree: Tree | None
 
 
 def prove_index(context: Context, index: str) -> Proof:
@@ -170,18 +47,38 @@ def prove_index(context: Context, index: str) -> Proof:
 
 
 def prove(context: Context, disk: Disk) -> Proof:
-    """The proof of an OS disk; what we do not read ourselves is mounted in an appliance."""
-    proof = prove_disk(disk)
+    """The proof of an OS disk (see :func:`looked`)."""
+    with looked(context, disk) as look:
+        return look.proof
+
+
+@contextmanager
+def looked(context: Context, disk: Disk) -> Iterator[Look]:
+    """Look at an OS disk within the block; what we do not read ourselves is mounted in an appliance."""
+    found, proof = survey(disk), prove_disk(disk)
     if proof.verdict is not Verdict.UNKNOWN or not beyond_us(disk, proof.seen):
-        return proof
-    from calotype.engine.appliance import appliance_tree  # noqa: PLC0415 (QEMU's side: most disks need none)
+        yield Look(proof, found, _tree(disk, found))
+        return
+    from calotype.engine.appliance import appliance_tree  # noqa: PLC0415 (few disks need one)
+
+    with ExitStack() as stack:
+        tree: Tree | None = None
+        try:
+            mounted = stack.enter_context(appliance_tree(context, disk))
+            proof = prove_tree(mounted.guest, disk, found, reached=mounted.reached)
+            tree = mounted.guest
+        except CalotypeError as error:
+            proof = replace(proof, reasons=(*proof.reasons, error.message))
+        yield Look(proof, found, tree)
+
+
+def _tree(disk: Disk, found: DiskMap) -> Tree | None:
+    from calotype.guest.windows import open_windows  # noqa: PLC0415 (most disks are Linux's)
 
     try:
-        with appliance_tree(context, disk) as mounted:
-            found = survey(disk)
-            return with_swap(prove_tree(mounted.guest, found), disk, found)
-    except CalotypeError as error:
-        return replace(proof, reasons=(*proof.reasons, error.message))
+        return open_windows(disk, found) or find_root(disk, found)[1]
+    except GuestError:
+        return None
 
 
 def generalize(

@@ -79,22 +79,38 @@ def prove_disk(disk: Disk) -> Proof:
         reason = "the disk holds a Linux and a Windows"
         return Proof(verdict=Verdict.UNKNOWN, reasons=(reason,), seen=windows.seen)
     try:
-        proof = prove(tree, found, stale=tree.fs.needs_recovery)
+        return prove_tree(tree, disk, found, stale=tree.fs.needs_recovery)
     except GuestError as error:
         return Proof(verdict=Verdict.UNKNOWN, reasons=(error.message,), seen=inspect(disk))
-    return with_swap(_unless_apart(proof), disk, found)
 
 
-def _unless_apart(proof: Proof) -> Proof:
+def prove_tree(
+    tree: Tree,
+    disk: Disk,
+    found: DiskMap,
+    *,
+    reached: Collection[str] = ("/",),
+    stale: bool = False,
+) -> Proof:
+    """The proof of an OS disk that is read by somebody else; ``reached`` are the mount points in ``tree``.
+
+    Raises:
+        GuestError: the tree cannot be read to its end.
+    """
+    proof = prove(tree, found, stale=stale)
+    return _with_swap(_unless_apart(proof, reached), disk, found)
+
+
+def _unless_apart(proof: Proof, reached: Collection[str]) -> Proof:
     """Nothing is called general of which a part was not looked into."""
-    apart = proof.seen.apart
+    apart = [path for path in proof.seen.apart if path not in reached]
     if not apart or proof.verdict is not Verdict.GENERALIZED:
         return proof
     reason = f"{', '.join(apart)} is on a file system of its own, which was not looked into"
     return replace(proof, verdict=Verdict.UNKNOWN, reasons=(reason,))
 
 
-def with_swap(proof: Proof, disk: Disk, found: DiskMap) -> Proof:
+def _with_swap(proof: Proof, disk: Disk, found: DiskMap) -> Proof:
     """The proof with what was swapped out to partitions, which no tree of files shows."""
     full = [
         p for p in found.partitions if p.filesystem is Filesystem.SWAP and not _is_blank(disk, p)
