@@ -73,7 +73,7 @@ def generalize(
     """
     steps = (options or StepOptions()).steps
     if list_steps:
-        emit(common, list_steps(), _STEPS)
+        emit(common, reference.list_steps(), _STEPS)
         return
     if source is None or (image is None and not dry_run):
         raise InvalidInput(
