@@ -13,7 +13,7 @@ from calotype.cli.text import size as show_size
 from calotype.cli.text import visible
 from calotype.engine.generalize import Steps, generalize_image, rehearse_image
 from calotype.errors import InvalidInput
-from calotype.guest import GeneralizeReport
+from calotype.guest import GeneralizeReport, reference
 
 _STEPS: Columns = {
     "Order": lambda s: s["order"],
