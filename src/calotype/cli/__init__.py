@@ -14,8 +14,8 @@ from calotype import __version__
 
 #: Groups of commands, and single commands: name -> what ``--help`` says without loading them.
 GROUPS = {
-    "image": "Images: upload, list, show, capture, export, tag, delete.",
-    "vm": "Virtual machines: create from an image, look after, capture.",
+    "image": "Images: upload, capture, verify, test, report, compare, export, tag, delete.",
+    "vm": "Virtual machines: create from an image, look after, capture, generalize, restore.",
     "disk": "Managed disks: create, list, show, delete.",
     "store": "The store: how much it holds, whether it is whole; prune, repair, copy.",
     "keys": "The key that signs evidence reports, and the keys that are believed.",
@@ -31,7 +31,7 @@ SINGLES = {
 
 app = App(
     name="calotype",
-    help="Virtual-machine images on your own hardware: upload, launch, capture, generalize, export.",
+    help="Virtual-machine images on your own hardware: upload, launch, capture, generalize, prove, export.",
     version=__version__,
     suppress_keyboard_interrupt=False,
     result_action="return_value",

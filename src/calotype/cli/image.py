@@ -94,7 +94,7 @@ def create(
     data_disk
         A data disk: LUN=FILE (repeat it).
     os_type
-        The operating system.
+        The operating system, where the disk does not show it.
     os_state
         Generalized or Specialized; without it Calotype takes what the disk shows.
     force
