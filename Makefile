@@ -59,8 +59,8 @@ bitrot: setup ## 1,000 flipped bits, all found, named and repaired: ten minutes,
 campaign-prune: setup ## Prune under fire, 120,000 steps, and without each of its rules: half an hour, and docs/reports/prune.*
 	@$(PYTHON) -m tests.campaigns.prune --disk "$$($(PYTHON) -c $(DEBIAN))"
 
-campaign-inplace: setup ## vm generalize and vm restore killed at every call that changes a file: an hour, and docs/reports/inplace.*
-	@$(PYTHON) -m tests.campaigns.inplace --jobs 2 --report docs/reports/inplace
+campaign-inplace: setup ## vm generalize and vm restore killed at every call that changes a file: half an hour, and docs/reports/inplace.*
+	@$(PYTHON) -m tests.campaigns.inplace --jobs 4 --report docs/reports/inplace
 
 faults: servers ## The campaign of object-store faults: half an hour, and docs/reports/faults.*
 	@$(PYTHON) -m tests.campaigns.faults
