@@ -1,5 +1,6 @@
 """The account files: who is a person, and who is part of the system."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -7,6 +8,12 @@ from calotype.guest.guest import Guest, Tree, lines, whole
 
 #: The user ids that distributions give to people.
 PEOPLE = range(1000, 60000)
+#: Ids beyond those that systems give out by themselves, up to what old ones call nobody.
+_BEYOND = range(65536, (1 << 32) - 2)
+
+
+#: A number as the C library reads it.
+_NUMBER = re.compile(r"\s*\+?([0-9]{1,20})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +28,22 @@ class Account:
     @property
     def is_person(self) -> bool:
         """Whether a human being, or provisioning, made it."""
-        return self.uid in PEOPLE
+        return is_person(self.uid)
+
+
+def is_person(uid: int) -> bool:
+    """Whether an id is a person's: of this machine, or (above 65,535) of a directory service."""
+    return uid in PEOPLE or uid in _BEYOND
 
 
 def accounts(guest: Tree) -> list[Account]:
-    """The rows of ``/etc/passwd`` that make sense."""
+    """The rows of ``/etc/passwd`` that make sense to the guest: the C library is not strict."""
     found = []
     for line in lines(guest, "/etc/passwd"):
-        fields = line.split(":")
-        if len(fields) >= 7 and fields[2].isdecimal() and fields[3].isdecimal():
-            found.append(Account(fields[0], int(fields[2]), int(fields[3]), fields[5]))
+        fields = [*line.split(":"), "", "", ""]
+        ids = [_NUMBER.fullmatch(field) for field in fields[2:4]]
+        if len(fields) >= 7 and ids[0] and ids[1]:
+            found.append(Account(fields[0].strip(), int(ids[0][1]), int(ids[1][1]), fields[5]))
     return found
 
 
@@ -52,7 +65,7 @@ def edit_lines(guest: Guest, path: str, change: Callable[[str], str | None]) -> 
     content = whole(guest, path)
     if content is None:
         return
-    before = content.decode("utf-8", "surrogateescape").splitlines(keepends=True)
+    before = re.findall(r"[^\n]*\n|[^\n]+", content.decode("utf-8", "surrogateescape"))
     after = []
     for line in before:
         changed = change(line.rstrip("\r\n"))

@@ -184,8 +184,9 @@ def text(guest: Tree, path: str) -> str:
 
 
 def lines(guest: Tree, path: str) -> list[str]:
-    """The lines of a text file."""
-    return text(guest, path).splitlines()
+    """The lines of a text file: a form feed, say, ends a line for Python, and not for the guest."""
+    *ended, last = text(guest, path).split("\n")
+    return [line.removesuffix("\r") for line in (*ended, *filter(None, [last]))]
 
 
 def join(directory: str, name: str) -> str:

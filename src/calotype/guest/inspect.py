@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from calotype.disk.base import Disk
 from calotype.errors import GuestError
-from calotype.guest.accounts import PEOPLE, accounts, rows
+from calotype.guest.accounts import accounts, rows
 from calotype.guest.guest import Tree, glob, lines, text
 from calotype.guest.locate import BIOS_BOOT, ESP, DiskMap, find_root, survey
 from calotype.model import Architecture, Generation, OsState, OsType
@@ -164,7 +164,7 @@ def _machine_id(guest: Tree) -> str:
 
 
 def _people(guest: Tree) -> tuple[str, ...]:
-    return tuple(account.name for account in accounts(guest) if account.uid in PEOPLE)
+    return tuple(account.name for account in accounts(guest) if account.is_person)
 
 
 def _passwords(guest: Tree) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from calotype.guest.accounts import (
     accounts,
     edit_lines,
     edit_rows,
+    is_person,
     rebuild,
     rows,
 )
@@ -30,7 +31,6 @@ _BY_NAME = (
     "/var/cron/tabs/*",
     "/var/lib/systemd/home/*",
 )
-_LARGEST_LOCAL = 65535
 #: Directories of files that belong to whoever they run for.
 _BY_OWNER = (
     "/home/*",
@@ -131,12 +131,7 @@ def _is_of_people(guest: Tree, path: str, homes: set[str]) -> bool:
     if found is None or path in homes:
         return False
     inside = walk(guest, path) if found.is_dir else ()
-    return _is_person(found.uid) or any(_is_person(inner.uid) for _, inner in inside)
-
-
-def _is_person(uid: int) -> bool:
-    """Whether a file's owner is a person: of this machine, or (above 65,535) of a directory service."""
-    return uid in PEOPLE or uid > _LARGEST_LOCAL
+    return is_person(found.uid) or any(is_person(inner.uid) for _, inner in inside)
 
 
 def _may_go(guest: Tree, account: Account, everyone: list[Account]) -> bool:
