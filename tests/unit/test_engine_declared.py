@@ -8,10 +8,11 @@ from tests.roots import build
 from calotype import wire
 from calotype.config import Home
 from calotype.engine.capture import CaptureRequest, capture_vm
-from calotype.engine.generalize import Steps, generalize_image, rehearse_image, rehearse_vm
+from calotype.engine.generalize import generalize_image, rehearse_image, rehearse_vm
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
 from calotype.engine.sources import Upload
+from calotype.engine.steps import Steps
 from calotype.engine.verify import verify_image
 from calotype.errors import Conflict, InvalidInput, NotAllowed
 from calotype.model import OsState, SourceKind, Verdict

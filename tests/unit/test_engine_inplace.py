@@ -17,6 +17,7 @@ from calotype.engine import inplace, look, machines, storage, sysprep, sysprep_p
 from calotype.engine.capture import CaptureRequest, capture_vm
 from calotype.engine.inplace import generalize_vm
 from calotype.engine.restore import list_points, restore, take_restore_point
+from calotype.engine.steps import Steps
 from calotype.engine.sysprep_preflight import Obstacle, Preflight
 from calotype.errors import GuestError, InvalidInput, NotAllowed, TimedOut
 from calotype.guest import Proof
@@ -218,7 +219,7 @@ def test_a_windows_that_does_not_run_cannot_be(context, vm):
 
 def test_a_wrong_name_of_a_step_is_refused_before_anything(context, vm):
     with pytest.raises(InvalidInput, match="no step named typo"):
-        generalize_vm(context, "web", disable=["typo"])
+        generalize_vm(context, "web", Steps(disable=("typo",)))
     assert list_points(context, "web") == []
 
 
@@ -259,7 +260,7 @@ def test_a_step_that_does_nothing_is_found(context, vm, monkeypatch):
 
 
 def test_what_the_user_leaves_out_is_the_users(context, vm):
-    report = generalize_vm(context, "web", disable=["ssh-host-keys"])
+    report = generalize_vm(context, "web", Steps(disable=("ssh-host-keys",)))
     assert report.proof
     assert report.steps
     assert report.proof.verdict is Verdict.MIXED
@@ -333,11 +334,11 @@ def test_the_commands(context, vm, capsys):
         return capsys.readouterr().out
 
     out = said("generalize", "web", "--dry-run")
-    assert "  removed /home/alice\n" in out
+    assert "  removed  /home/alice\n" in out
     assert out.endswith("nothing was done\n")
     out = said("generalize", "web", "--yes")
     point = list_points(context, "web")[0]
-    assert "VM 'web' is generalized: " in out
+    assert "generalized VM 'web': " in out
     assert f"calotype vm restore web (restore point {point.id})" in out
     assert said("generalize", "web") == "VM 'web' is generalized already\n"
     assert "stopped, generalized" in said("list")

@@ -12,7 +12,8 @@ from calotype.cli.image import summary
 from calotype.cli.output import emit, for_people, plain
 from calotype.cli.text import size as show_size
 from calotype.engine.capture import Captured, CaptureRequest, capture_vm
-from calotype.engine.generalize import Steps, rehearse_vm
+from calotype.engine.generalize import rehearse_vm
+from calotype.engine.steps import DEFAULT
 from calotype.errors import InvalidInput
 from calotype.model import OsState
 
@@ -60,7 +61,7 @@ def capture(
         The new image's name.
     """
     options, chosen = options or CaptureOptions(), (steps or StepOptions()).steps
-    if (options.dry_run or chosen != Steps()) and not options.generalize:
+    if (options.dry_run or chosen != DEFAULT) and not options.generalize:
         raise InvalidInput("--dry-run, --enable and --disable are for --generalize")
     if options.dry_run:
         with session(common) as context:
@@ -69,8 +70,7 @@ def capture(
     request = CaptureRequest(
         name=image,
         generalize=options.generalize,
-        enable=chosen.enable,
-        disable=chosen.disable,
+        steps=chosen,
         force=options.force,
         freeze=options.freeze,
         os_state=options.os_state,
@@ -124,4 +124,5 @@ def _explain(captured: Captured) -> None:
             f"{disk.ingested.new_chunks} new chunks, {show_size(disk.ingested.stored_bytes)} stored"
         )
     if captured.generalized is not None:
-        explain(captured.generalized)
+        system = captured.generalized.before.os_name or "a system"
+        explain(captured.generalized, f"a copy of {system}")

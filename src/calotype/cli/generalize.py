@@ -11,7 +11,8 @@ from calotype.cli.image import summary
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import size as show_size
 from calotype.cli.text import visible
-from calotype.engine.generalize import Steps, generalize_image, rehearse_image
+from calotype.engine.generalize import generalize_image, rehearse_image
+from calotype.engine.steps import Steps
 from calotype.errors import InvalidInput
 from calotype.guest import GeneralizeReport, reference
 
@@ -87,18 +88,18 @@ def generalize(
         made = generalize_image(context, source, image, steps, force=force)
         if for_people(common):
             emit(common, summary(made.image))
-            explain(made.report)
+            system = made.report.before.os_name or "a system"
+            explain(made.report, f"a copy of {system}")
         else:
             record = plain(made)
             emit(common, {**record.pop("image"), "generalize": record})
 
 
-def explain(report: GeneralizeReport) -> None:
-    """What was done, in words."""
+def explain(report: GeneralizeReport, what: str) -> None:
+    """What was done to ``what``, in words."""
     edits = sum(len(step.edits) for step in report.steps)
-    system = visible(report.before.os_name or "a system")
     print(
-        f"generalized a copy of {system}: {len(report.steps)} steps, {edits} changes, "
+        f"generalized {visible(what)}: {len(report.steps)} steps, {edits} changes, "
         f"{show_size(report.wiped)} of deleted content overwritten; every check found nothing left"
     )
     for secret in report.secrets:
@@ -107,9 +108,14 @@ def explain(report: GeneralizeReport) -> None:
 
 def show_rehearsal(common: Common | None, report: GeneralizeReport) -> None:
     """What a dry run found, step by step."""
-    if not for_people(common):
+    if for_people(common):
+        explain_rehearsal(report)
+    else:
         emit(common, report)
-        return
+
+
+def explain_rehearsal(report: GeneralizeReport) -> None:
+    """What a dry run found, in words."""
     for step in report.steps:
         if not step.edits:
             continue
@@ -122,3 +128,5 @@ def show_rehearsal(common: Common | None, report: GeneralizeReport) -> None:
     print(f"{quiet} other steps would find nothing to do; free space would be overwritten")
     for secret in report.secrets:
         print(f"would stay, and yours to judge: {visible(secret.path)} ({secret.kind})")
+    edits = sum(len(step.edits) for step in report.steps)
+    print(f"{edits} changes would be made; nothing was done")

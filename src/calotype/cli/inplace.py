@@ -5,17 +5,16 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from calotype.cli.arguments import Repeat, Seconds
+from calotype.cli.arguments import Seconds
 from calotype.cli.common import Common, session
+from calotype.cli.generalize import StepOptions, explain, explain_rehearsal
 from calotype.cli.output import Columns, emit, for_people, plain
-from calotype.cli.text import size as show_size
 from calotype.cli.text import visible
 from calotype.engine import inplace
 from calotype.engine import restore as engine
 from calotype.engine.inplace import InPlaceReport
 from calotype.engine.restore import Restored
 from calotype.errors import NotAllowed
-from calotype.guest import GeneralizeReport
 
 restore_point = App(
     name="restore-point", help="Restore points: all disks of a VM as they were at one instant."
@@ -35,8 +34,7 @@ COLUMNS: Columns = {
 def generalize(
     name: str,
     *,
-    enable: Annotated[tuple[str, ...], Repeat] = (),
-    disable: Annotated[tuple[str, ...], Repeat] = (),
+    steps: StepOptions | None = None,
     dry_run: Annotated[bool, _Flag] = False,
     yes: Annotated[bool, Parameter(alias="-y", negative="")] = False,
     timeout: Seconds | None = None,
@@ -52,10 +50,6 @@ def generalize(
     ----------
     name
         The VM, running or stopped.
-    enable
-        Steps to perform that are not by default.
-    disable
-        Steps to leave out.
     dry_run
         Change nothing; say what would go.
     yes
@@ -71,8 +65,7 @@ def generalize(
         report = inplace.generalize_vm(
             context,
             name,
-            enable=enable,
-            disable=disable,
+            (steps or StepOptions()).steps,
             dry_run=dry_run,
             timeout=timeout,
             force=force,
@@ -169,20 +162,9 @@ def _explain(report: InPlaceReport) -> None:
     elif report.restore_point is not None:
         _explain_done(report, report.restore_point.id)
     elif report.steps is not None:
-        _explain_rehearsal(report.steps)
+        explain_rehearsal(report.steps)
     else:
         print("Sysprep would run in the guest; nothing was done")
-
-
-def _explain_rehearsal(steps: GeneralizeReport) -> None:
-    """What a dry run found."""
-    for step in steps.steps:
-        if step.edits:
-            print(f"{step.name}: {step.heading}")
-            for edit in step.edits:
-                print(f"  {edit.action} {visible(edit.path)}")
-    edits = sum(len(step.edits) for step in steps.steps)
-    print(f"{edits} changes would be made; nothing was done")
 
 
 def _explain_done(report: InPlaceReport, point: str) -> None:
@@ -193,23 +175,13 @@ def _explain_done(report: InPlaceReport, point: str) -> None:
         )
         print(f"in the guest: {' '.join(command.command)}: {status}")
     if report.steps is not None:
-        _explain_steps(name, report.steps)
+        explain(report.steps, f"VM '{name}'")
     if report.sysprep is not None:
         print(f"VM '{name}' is generalized: Sysprep took {report.sysprep.seconds:.0f} s")
         if report.sysprep.log_line:
             print(f"  it went on after: {visible(report.sysprep.log_line)}")
     print(f"an image of it: calotype vm capture {name} --image IMAGE")
     print(f"back as it was: calotype vm restore {name} (restore point {point})")
-
-
-def _explain_steps(name: str, steps: GeneralizeReport) -> None:
-    edits = sum(len(step.edits) for step in steps.steps)
-    print(
-        f"VM '{name}' is generalized: {len(steps.steps)} steps, {edits} changes, "
-        f"{show_size(steps.wiped)} of deleted content overwritten"
-    )
-    for secret in steps.secrets:
-        print(f"  kept, and yours to judge: {visible(secret.path)} ({secret.kind})")
 
 
 def _tell(restored: Restored) -> None:

@@ -6,19 +6,19 @@ a capture makes.
 """
 
 import os
-import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import NamedTuple
 
 from calotype.disk import Disk, overlay
 from calotype.disk.layout import MappedDisk
-from calotype.disk.nbd_server import NbdServer
 from calotype.disk.raw import parse
+from calotype.disk.served import served
 from calotype.disk.view import WritableView
 from calotype.disk.window import Window
 from calotype.engine.context import Context
 from calotype.engine.machines import running
+from calotype.engine.steps import DEFAULT, Steps
 from calotype.errors import GuestError
 from calotype.guest import GeneralizeReport, select, survey
 from calotype.guest.generalize import perform_and_check, suitable
@@ -29,7 +29,6 @@ from calotype.guest.scrub import scrub, snapshots
 from calotype.guest.secrets import secrets
 from calotype.machine import Agent, Completed
 from calotype.machine.appliance import ApplianceMachine, Drive, appliance
-from calotype.progress import SILENT, Progress
 from calotype.recipe.appliance import build_appliance
 
 _OF_DISKS = frozenset(
@@ -59,20 +58,12 @@ def appliance_tree(context: Context, source: Disk) -> Iterator[MountedGuest]:
         ToolMissing: QEMU is not installed.
     """
     with context.operation() as operation, ExitStack() as stack:
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        path = operation.directory / "nbd"
-        directory = os.open(operation.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stack.callback(os.close, directory)
-        listener.bind(f"/proc/self/fd/{directory}/nbd")  # a socket's name is at most 107 bytes long
-        listener.listen(1)
-        server = NbdServer(listener, "disk", source)
-        server.start()
-        stack.callback(server.close)
+        end = stack.enter_context(served(source, operation.directory))
         scratch = operation.directory / "overlay"
         overlay.create(scratch, source.size)
         fd = os.open(scratch, os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, fd)
-        shell = stack.enter_context(_start(context, Drive(path, "disk", fd)))
+        shell = stack.enter_context(_start(context, Drive(end.socket, end.export, fd)))
         yield mount_guest(shell, writable=False)
 
 
@@ -107,13 +98,7 @@ def agent_guest(shell: Shell) -> RemoteGuest:
 
 
 def generalize_in_appliance(
-    context: Context,
-    view: WritableView,
-    *,
-    enable: Collection[str] = (),
-    disable: Collection[str] = (),
-    dry_run: bool = False,
-    progress: Progress = SILENT,
+    context: Context, view: WritableView, steps: Steps = DEFAULT, *, dry_run: bool = False
 ) -> GeneralizeReport:
     """Generalize the OS disk behind a view in an appliance; as :func:`calotype.guest.generalize`.
 
@@ -125,6 +110,7 @@ def generalize_in_appliance(
             snapshots, or a check found that something is left.
         InvalidInput: a step's name is wrong.
     """
+    progress = context.progress
     window = Window.open(view.path)
     with closing(MappedDisk(parse(window), window)) as disk:
         found = survey(disk)
@@ -133,8 +119,8 @@ def generalize_in_appliance(
             _refuse_snapshots(shell)
             mounted = mount_guest(shell, writable=True)
         before = suitable(mounted.guest, found, mounted.reached)
-        chosen = select(before.distribution, enable=enable, disable=disable)
-        steps = perform_and_check(mounted.guest, chosen, progress, dry_run=dry_run)
+        chosen = select(before.distribution, enable=steps.enable, disable=steps.disable)
+        done = perform_and_check(mounted.guest, chosen, progress, dry_run=dry_run)
         kept = tuple(secrets(mounted.guest))
         mounted.guest.flush()
         unmount_guest(shell, mounted)
@@ -145,8 +131,8 @@ def generalize_in_appliance(
     absent = tuple(f"not mounted: {line}" for line in mounted.absent)
     return GeneralizeReport(
         before=before,
-        steps=tuple(steps),
-        disabled=tuple(sorted(disable)),
+        steps=tuple(done),
+        disabled=tuple(sorted(steps.disable)),
         secrets=kept,
         notes=(*preferences(before), *absent),
         wiped=wiped,
@@ -211,8 +197,8 @@ def _refuse_snapshots(shell: ApplianceMachine) -> None:
 def on_view(context: Context, view: WritableView) -> Iterator[ApplianceMachine]:
     """An appliance with a view's disk, which it can write to, and nothing mounted."""
     with (
-        view.served() as served,
-        _start(context, Drive(served.socket, served.export)) as shell,
+        view.served() as end,
+        _start(context, Drive(end.socket, end.export)) as shell,
     ):
         yield shell
 

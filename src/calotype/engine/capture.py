@@ -10,6 +10,7 @@ from calotype.engine import look, names, settle
 from calotype.engine.context import Context
 from calotype.engine.moment import CapturedDisk, Freeze, Moment, moment, take, take_generalized
 from calotype.engine.operation import Operation
+from calotype.engine.steps import DEFAULT, Steps
 from calotype.errors import Conflict, InvalidInput
 from calotype.guest import GeneralizeReport, Proof
 from calotype.model import (
@@ -33,8 +34,7 @@ class CaptureRequest:
     name: str
     generalize: bool = False
     freeze: Freeze = "auto"
-    enable: tuple[str, ...] = ()  # steps that are not by default
-    disable: tuple[str, ...] = ()  # steps to leave out
+    steps: Steps = DEFAULT  # of generalizing
     os_state: OsState | None = None  # declared by the user, who generalized the VM by hand
     force: bool = False  # the declared state holds, whatever the disk shows
     label: str | None = None
@@ -98,9 +98,7 @@ def _taken(
     report: GeneralizeReport | None = None
     proof: Proof | None = None
     if request.generalize:
-        taken = take_generalized(
-            context, operation, os_disk, source, enable=request.enable, disable=request.disable
-        )
+        taken = take_generalized(context, operation, os_disk, source, request.steps)
         first, report, proof = taken.disk, taken.report, taken.proof
     else:
         first = take(context, os_disk, source)
@@ -116,7 +114,7 @@ def _settled(image: Image, request: CaptureRequest, proof: Proof | None) -> sett
     if proof is None:
         return settle.Settled(image)
     if request.generalize:
-        return settle.settle_generalized(image, proof, request.disable, force=request.force)
+        return settle.settle_generalized(image, proof, request.steps.disable, force=request.force)
     if request.os_state is None and proof.verdict is Verdict.UNKNOWN:
         return settle.Settled(replace(image, verdict=proof.verdict))
     return settle.settle(image, request.os_state, proof, force=request.force)

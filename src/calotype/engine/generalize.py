@@ -7,21 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from calotype.disk.served import served
-from calotype.disk.view import NbdSource, WritableView, writable
+from calotype.disk.view import NbdSource, writable
 from calotype.engine import look, names, settle
 from calotype.engine.context import Context
 from calotype.engine.moment import moment
+from calotype.engine.steps import Steps
 from calotype.errors import Conflict, InvalidInput, NotAllowed
 from calotype.guest import GeneralizeReport, Proof
 from calotype.model import Image, OsState, OsType, Provenance, SourceKind, Verdict
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Steps:
-    """Which steps to perform: besides the default ones, and not."""
-
-    enable: tuple[str, ...] = ()
-    disable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +46,7 @@ def generalize_image(
         overlay = operation.directory / "generalized.qcow2"
         with _served(context, image, operation.directory) as stored:
             with writable(stored, overlay, operation.directory) as view:
-                report = _generalize(context, view, steps)
+                report = look.generalize(context, view, steps)
             with closing(view.disk()) as disk:
                 proof = look.prove(context, disk)
                 taken = context.repository.ingest(
@@ -82,7 +75,7 @@ def rehearse_image(context: Context, source: str, steps: Steps) -> GeneralizeRep
             _served(context, image, operation.directory) as stored,
             writable(stored, overlay, operation.directory) as view,
         ):
-            return _generalize(context, view, steps, dry_run=True)
+            return look.generalize(context, view, steps, dry_run=True)
 
 
 def rehearse_vm(context: Context, vm_name: str, steps: Steps) -> GeneralizeReport:
@@ -99,7 +92,7 @@ def rehearse_vm(context: Context, vm_name: str, steps: Steps) -> GeneralizeRepor
         overlay = operation.directory / "rehearsal.qcow2"
         source = found.sources[vm.os_disk.id]
         with writable(source, overlay, operation.directory) as view:
-            return _generalize(context, view, steps, dry_run=True)
+            return look.generalize(context, view, steps, dry_run=True)
 
 
 @contextmanager
@@ -110,14 +103,6 @@ def _served(context: Context, image: Image, scratch: Path) -> Iterator[NbdSource
         served(disk, scratch) as source,
     ):
         yield source
-
-
-def _generalize(
-    context: Context, view: WritableView, steps: Steps, *, dry_run: bool = False
-) -> GeneralizeReport:
-    return look.generalize(
-        context, view, enable=steps.enable, disable=steps.disable, dry_run=dry_run
-    )
 
 
 def _require_specialized(image: Image) -> None:

@@ -22,6 +22,7 @@ from calotype.engine.machines import indexes, power, running
 from calotype.engine.moment import GeneralizedDisk, Moment, moment, take_generalized
 from calotype.engine.operation import Operation
 from calotype.engine.restore import keep
+from calotype.engine.steps import DEFAULT, Steps
 from calotype.errors import CalotypeError, GuestError, NotAllowed, ToolFailed
 from calotype.guest import Concern, GeneralizeReport, Proof, select
 from calotype.machine import Agent
@@ -72,9 +73,8 @@ class InPlaceReport:
 def generalize_vm(
     context: Context,
     name: str,
+    steps: Steps = DEFAULT,
     *,
-    enable: Collection[str] = (),
-    disable: Collection[str] = (),
     dry_run: bool = False,
     timeout: float | None = None,
     force: bool = False,
@@ -84,8 +84,7 @@ def generalize_vm(
     Args:
         context: the installation.
         name: the VM, running or stopped; one that is generalized already is left alone.
-        enable: steps to perform that are not by default.
-        disable: steps to leave out.
+        steps: which to perform (of no use to a Windows).
         dry_run: change nothing, say what would go.
         timeout: seconds that each of the guest's own tools, and its shutdown, are given (300; Sysprep 3600).
         force: run Sysprep even if its pre-flight says that it would fail.
@@ -104,13 +103,7 @@ def generalize_vm(
             )
         else:
             report = _linux(
-                context,
-                operation,
-                vm,
-                enable=enable,
-                disable=disable,
-                timeout=timeout or _TOOL,
-                dry_run=dry_run,
+                context, operation, vm, steps, timeout=timeout or _TOOL, dry_run=dry_run
             )
     if report.restore_point is not None:
         context.drop_unused(indexes(vm))
@@ -121,22 +114,21 @@ def _linux(
     context: Context,
     operation: Operation,
     vm: VirtualMachine,
+    steps: Steps,
     *,
-    enable: Collection[str],
-    disable: Collection[str],
     timeout: float,
     dry_run: bool,
 ) -> InPlaceReport:
     with moment(context, vm, operation) as found:
-        rehearsal = _rehearse(context, operation, vm, found, enable=enable, disable=disable)
+        rehearsal = _rehearse(context, operation, vm, found, steps)
         if dry_run:
             return InPlaceReport(vm=vm, steps=rehearsal)
         point = keep(context, vm, found, _REASON)
-    chosen = select(rehearsal.before.distribution, enable=enable, disable=disable)
+    chosen = select(rehearsal.before.distribution, enable=steps.enable, disable=steps.disable)
     with _cure(vm):
         tools = [step.command for step in chosen if step.command]
         commands, notes = _shut_down(context, vm, tools, timeout)
-        done = _general(context, operation, vm, point, enable=enable, disable=disable)
+        done = _general(context, operation, vm, point, steps)
     return InPlaceReport(
         vm=vm,
         restore_point=point,
@@ -191,18 +183,12 @@ def _cure(vm: VirtualMachine) -> Iterator[None]:
 
 
 def _rehearse(
-    context: Context,
-    operation: Operation,
-    vm: VirtualMachine,
-    found: Moment,
-    *,
-    enable: Collection[str],
-    disable: Collection[str],
+    context: Context, operation: Operation, vm: VirtualMachine, found: Moment, steps: Steps
 ) -> GeneralizeReport:
     """What would go, of a throw-away view; refuses what cannot be generalized."""
     overlay = operation.directory / "rehearsed.qcow2"
     with writable(found.sources[vm.os_disk.id], overlay, operation.directory) as view:
-        report = look.generalize(context, view, enable=enable, disable=disable, dry_run=True)
+        report = look.generalize(context, view, steps, dry_run=True)
     overlay.unlink()
     return report
 
@@ -259,22 +245,20 @@ def _general(
     operation: Operation,
     vm: VirtualMachine,
     point: RestorePoint,
-    *,
-    enable: Collection[str],
-    disable: Collection[str],
+    steps: Steps,
 ) -> GeneralizedDisk:
     """Put a general OS disk, proved to be so, in the place of a stopped VM's own."""
     os_disk = vm.os_disk
     with moment(context, vm, operation) as found:
         source = found.sources[os_disk.id]
-        done = take_generalized(context, operation, os_disk, source, enable=enable, disable=disable)
-    _require_general(done.proof, disable)
+        done = take_generalized(context, operation, os_disk, source, steps)
+    _require_general(done.proof, steps.disable)
     overlay = names.new_id()
     operation.claim_all((("disk", overlay), ("disk", os_disk.file)))
     blank.create(context.disk_path(overlay), os_disk.size)
     context.driver.release(context.vm_path(vm.id))
     index = done.disk.ingested.index
-    act = _act(vm, point, done.proof, leftOut=sorted(disable))
+    act = _act(vm, point, done.proof, leftOut=sorted(steps.disable))
     context.catalog.mark_generalized(vm.id, act, index=index, overlay=overlay)
     return done
 

@@ -1,13 +1,14 @@
 """What the disks themselves say: the proof of their state, and whether they were shut down cleanly."""
 
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 
 from calotype.disk import Disk, read
 from calotype.disk.view import RawSource, WritableView
 from calotype.engine.context import Context
+from calotype.engine.steps import DEFAULT, Steps
 from calotype.errors import CalotypeError, GuestError
 from calotype.guest import (
     DiskMap,
@@ -82,12 +83,7 @@ def _tree(disk: Disk, found: DiskMap) -> Tree | None:
 
 
 def generalize(
-    context: Context,
-    view: WritableView,
-    *,
-    enable: Collection[str] = (),
-    disable: Collection[str] = (),
-    dry_run: bool = False,
+    context: Context, view: WritableView, steps: Steps = DEFAULT, *, dry_run: bool = False
 ) -> GeneralizeReport:
     """Generalize the OS disk behind a view: by ourselves, or in an appliance.
 
@@ -96,15 +92,16 @@ def generalize(
     """
     with closing(RawSource(view.path).open()) as disk:
         far = beyond_us(disk, inspect(disk))
-    progress = context.progress
-    if not far:
-        return generalize_view(
-            view, enable=enable, disable=disable, dry_run=dry_run, progress=progress
-        )
-    from calotype.engine.appliance import generalize_in_appliance  # noqa: PLC0415 (see above)
+    if far:
+        from calotype.engine.appliance import generalize_in_appliance  # noqa: PLC0415 (see above)
 
-    return generalize_in_appliance(
-        context, view, enable=enable, disable=disable, dry_run=dry_run, progress=progress
+        return generalize_in_appliance(context, view, steps, dry_run=dry_run)
+    return generalize_view(
+        view,
+        enable=steps.enable,
+        disable=steps.disable,
+        dry_run=dry_run,
+        progress=context.progress,
     )
 
 

@@ -1,6 +1,6 @@
 """All disks of a VM at one instant, and how one of them gets into the store."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +12,7 @@ from calotype.engine import bases, look
 from calotype.engine.context import Context
 from calotype.engine.machines import indexes, power
 from calotype.engine.operation import Operation
+from calotype.engine.steps import DEFAULT, Steps
 from calotype.guest import GeneralizeReport, Proof
 from calotype.machine import LazyBase
 from calotype.model import Consistency, ManagedDisk, PowerState, VirtualMachine
@@ -88,9 +89,7 @@ def take_generalized(
     operation: Operation,
     disk: ManagedDisk,
     source: Source,
-    *,
-    enable: Collection[str] = (),
-    disable: Collection[str] = (),
+    steps: Steps = DEFAULT,
 ) -> GeneralizedDisk:
     """Generalize a throw-away overlay on an OS disk; only the result reaches the store.
 
@@ -103,7 +102,7 @@ def take_generalized(
     with closing(source.open()) as opened:
         changed = opened.changed()
     with writable(source, overlay_path, operation.directory) as view:
-        report = look.generalize(context, view, enable=enable, disable=disable)
+        report = look.generalize(context, view, steps)
     with closing(view.disk()) as result:
         proof = look.prove(context, result)
         taken = _ingest(context, disk, result, list(stack([view.changed(), changed])))
