@@ -57,11 +57,7 @@ def verify_image(context: Context, name: str) -> Verified:
         rulings = tuple(certify(seen.tree, seen.found, disk, luns))
     data = tuple(_data(context, disk) for disk in image.data_disks)
     context.catalog.record_verdict(image.id, seen.proof.verdict)
-    rules = [
-        Rule(name=r.rule, passed=_PASSED[r.answer], detail=r.evidence, authority=_AUTHORITY)
-        for r in rulings
-    ]
-    report = write_evidence(context, image, seen.proof, certification=rules)
+    report = write_evidence(context, image, seen.proof, certification=map(_rule, rulings))
     return Verified(
         image=context.catalog.image(image.id),
         proof=seen.proof,

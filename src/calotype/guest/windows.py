@@ -105,11 +105,6 @@ def prove_windows(tree: NtfsTree, found: DiskMap) -> Proof:
     )
 
 
-def inspect_windows(tree: NtfsTree, found: DiskMap) -> Inspection:
-    """Look into an installation of Windows."""
-    return prove_windows(tree, found).seen
-
-
 def _secrets(tree: NtfsTree) -> tuple[Secret, ...]:
     """What looks like a secret of somebody, by path."""
     found: set[Secret] = set()
