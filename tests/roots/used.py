@@ -51,6 +51,7 @@ def people(root: Root, *groups: str) -> None:
     _add(root, "/etc/shadow", "deploy:!:19700::::::")
     root.file("/srv/deploy/.ssh/authorized_keys", f"ssh-rsa {c('deploy-key')}\n", 0o600, 995, 995)
     root.file("/srv/deploy/.bash_history", c("deploy-history"), 0o600, 995, 995)
+    root.file("/etc/userdb/carol.user", f'{{"realName": "{c("userdb")}"}}')
     root.file("/home/left/.profile", c("left-profile"), uid=1005, gid=1005)
 
 

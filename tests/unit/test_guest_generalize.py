@@ -176,6 +176,7 @@ LEAVINGS: dict[str, str] = {
     "/etc/salt/minion_id": gone("salt"),
     "/etc/puppetlabs/puppet/ssl/private_keys/x.pem": gone("puppet"),
     "/var/lib/sss/db/cache_corp.ldb": gone("sssd"),
+    "/etc/userdb/carol.user": gone("userdb"),
     "/etc/acme/.agent.conf.swp": gone("swp"),
     "/etc/acme/agent.conf~": gone("tilde"),
 }

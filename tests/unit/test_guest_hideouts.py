@@ -1,4 +1,4 @@
-"""Machines that look general: identity and credentials in the less usual places, and what is no such thing."""
+"""Machines that look general: identity and credentials in the less usual places."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -12,6 +12,7 @@ from calotype.disk.view import RawSource, writable
 from calotype.guest import Proof, generalize
 from calotype.guest.offline import ExtGuest
 from calotype.guest.proof import prove_disk
+from calotype.guest.sshd import settings
 from calotype.model import Verdict
 
 SIZE = 24 << 20
@@ -88,6 +89,54 @@ HIDDEN: dict[str, tuple[Change, str]] = {
         append("/etc/passwd", "alice:x:100001:100001:A:/home/alice:/bin/sh\n"),
         "users",
     ),
+    "a host key in another place": (
+        both(
+            append("/etc/ssh/sshd_config", "HostKey /etc/ssh/keys/host\n"),
+            file("/etc/ssh/keys/host", KEY),
+        ),
+        "ssh-host-keys",
+    ),
+    "a host key that an included file names after a Match": (
+        both(
+            append("/etc/ssh/sshd_config", "Match User x\ninclude more/*\n"),
+            file("/etc/ssh/more/1", "hostkey=/var/lib/keys/host\n"),
+            file("/var/lib/keys/host", KEY),
+        ),
+        "ssh-host-keys",
+    ),
+    "root's keys in another place": (
+        both(
+            append("/etc/ssh/sshd_config", "AuthorizedKeysFile /etc/ssh/people/%u\n"),
+            file("/etc/ssh/people/root", PUBLIC),
+        ),
+        "authorized-keys",
+    ),
+    "keys under another name in a home": (
+        both(
+            append("/etc/ssh/sshd_config", "AuthorizedKeysFile .ssh/authorized_keys %h/.mine\n"),
+            file("/root/.mine", PUBLIC),
+        ),
+        "authorized-keys",
+    ),
+    "a user record of systemd": (
+        file("/etc/userdb/alice.user", '{"userName": "alice", "uid": 1500}'),
+        "user-records",
+    ),
+    "a password among systemd's credentials": (
+        file("/etc/credstore/passwd.hashed-password.root", "$6$a$b"),
+        "user-records",
+    ),
+    "people in another database": (
+        file("/var/lib/extrausers/passwd", "alice:x:1500:1500::/srv/alice:/bin/sh\n"),
+        "user-records",
+    ),
+    "a machine-id that the kernel is told": (
+        both(
+            file("/boot/grub/grub.cfg", f"linux /vmlinuz systemd.machine_id={'ab' * 16} quiet\n"),
+            file("/etc/default/grub", f'GRUB_CMDLINE_LINUX="systemd.machine_id={"ab" * 16}"\n'),
+        ),
+        "machine-id",
+    ),
 }
 
 
@@ -129,3 +178,106 @@ def test_lines_end_where_the_guest_ends_them(tmp_path: Path) -> None:
         after = ExtGuest.on_disk(disk, 0, disk.size).read("/etc/passwd") or b""
     assert row.encode() in after
     assert b"alice" not in after
+
+
+@pytest.mark.parametrize(
+    ("line", "where"),
+    [
+        ("UUID=2 /home/ ext4 defaults 0 2", "/home"),
+        ("UUID=2 //home ext4 defaults 0 2", "/home"),
+        ("UUID=2 /home/alice ext4 defaults 0 2", "/home/alice"),
+        ("UUID=2 /etc/ssh ext4 defaults 0 2", "/etc/ssh"),
+        ("UUID=2 /var/lib/cloud ext4 defaults 0 2", "/var/lib/cloud"),
+        ("UUID=2 /v\\141r xfs defaults 0 2", "/var"),
+        ("overlay /etc overlay lowerdir=/etc,upperdir=/data/upper,workdir=/data/work 0 0", "/etc"),
+    ],
+)
+def test_mounts_by_other_spellings(line: str, where: str, tmp_path: Path) -> None:
+    proof = proof_of(laid_out(tmp_path, "debian", append("/etc/fstab", f"{line}\n")))
+    assert proof.verdict is Verdict.UNKNOWN
+    assert proof.reasons == (f"{where} is on a file system of its own, which was not looked into",)
+
+
+def test_mounts_by_units(tmp_path: Path) -> None:
+    unit = "[Mount]\nWhat=/dev/disk/by-label/h\nWhere=/home\nType=ext4\n"
+
+    def change(root: Root) -> None:
+        root.file("/etc/systemd/system/home.mount", unit)
+        root.link("/etc/systemd/system/local-fs.target.wants/home.automount", "../home.automount")
+
+    assert proof_of(laid_out(tmp_path, "debian", change)).seen.apart == ("/home",)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tmpfs /tmp tmpfs defaults 0 0",
+        "none /var/tmp tmpfs defaults 0 0",
+        "UUID=2 /boot ext4 defaults 0 2",
+        "UUID=2 /boot/efi vfat umask=0077 0 1",
+        "UUID=2 /srv ext4 defaults 0 2",
+        "UUID=2 /var/lib/postgresql ext4 defaults 0 2",
+        "UUID=2 none swap sw 0 0",
+    ],
+)
+def test_mounts_that_hide_nothing(line: str, tmp_path: Path) -> None:
+    proof = proof_of(laid_out(tmp_path, "debian", append("/etc/fstab", f"{line}\n")))
+    assert proof.verdict is Verdict.GENERALIZED
+
+
+@pytest.mark.parametrize("name", ["HostKey", "AuthorizedKeysFile"])
+def test_what_the_server_is_told_takes_no_other_file_away(name: str, tmp_path: Path) -> None:
+    change = append("/etc/ssh/sshd_config", f"{name} /etc/passwd\n{name} none\n")
+    path = laid_out(tmp_path, "debian", change)
+    assert proof_of(path).verdict is Verdict.GENERALIZED
+    with writable(RawSource(path), tmp_path / "overlay", tmp_path) as view:
+        generalize(view)
+    with closing(view.disk()) as disk:
+        assert ExtGuest.on_disk(disk, 0, disk.size).stat("/etc/passwd")
+
+
+def test_a_server_with_its_keys_elsewhere_makes_new_ones(tmp_path: Path) -> None:
+    """A line that names a key that nobody makes would keep the server from starting."""
+    change = both(
+        append("/etc/ssh/sshd_config", "HostKey /etc/ssh/keys/host\nPort 22\n"),
+        file("/etc/ssh/keys/host", KEY),
+        file("/etc/ssh/keys/host.pub", PUBLIC),
+    )
+    path = laid_out(tmp_path, "debian", change)
+    with writable(RawSource(path), tmp_path / "overlay", tmp_path) as view:
+        generalize(view)
+    with closing(view.disk()) as disk:
+        tree = ExtGuest.on_disk(disk, 0, disk.size)
+        assert (tree.read("/etc/ssh/sshd_config") or b"").endswith(b"120\nPort 22\n")
+        assert tree.list("/etc/ssh/keys") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("users:\n - name: ops\n   ssh_authorized_keys: [ssh-ed25519 AAAA]\n", True),
+        ("ssh_authorized_keys:\n  - ssh-ed25519 AAAA\n", True),
+        ("chpasswd:\n  list: 'root:$6$a$b'\n", True),
+        ("password: hunter22\n", True),
+        ("ssh_pwauth: false\nsystem_info: {default_user: {lock_passwd: true}}\n", False),
+        ("ssh_authorized_keys: []\n# password: none\n", False),
+        ("disable_root: true\nssh_deletekeys: true\nmodules: [ssh, set_passwords]\n", False),
+    ],
+)
+def test_what_cloud_init_gives_to_every_clone_is_told(
+    content: str, told: bool, tmp_path: Path
+) -> None:
+    path = laid_out(tmp_path, "debian", file("/etc/cloud/cloud.cfg.d/99_site.cfg", content))
+    assert [s.path for s in proof_of(path).secrets if "cloud-init" in s.kind] == (
+        ["/etc/cloud/cloud.cfg.d/99_site.cfg"] if told else []
+    )
+
+
+def test_files_that_include_each_other(tmp_path: Path) -> None:
+    def change(root: Root) -> None:
+        for number in range(40):
+            root.file(f"/etc/ssh/sshd_config.d/{number}.conf", "Include sshd_config.d/*\n" * 40)
+
+    with closing(RawSource(laid_out(tmp_path, "debian", change)).open()) as disk:
+        tree = ExtGuest.on_disk(disk, 0, disk.size)
+        assert [setting.key for setting in settings(tree)] == ["clientaliveinterval"]

@@ -15,6 +15,7 @@ from calotype.guest.guest import Stat, Tree, glob, join, lines
 from calotype.guest.initramfs import modules
 from calotype.guest.inspect import Inspection, inspect_guest
 from calotype.guest.locate import DiskMap, Filesystem
+from calotype.guest.sshd import configuration, settings
 
 _MIB = 1 << 20
 _SMALLEST = 20 * _MIB
@@ -22,7 +23,6 @@ _FREE_SECTORS = 2048
 _SECTOR = 512
 _ALIVE = range(30, 236)  # seconds
 _LONGEST_HISTORY = 1024
-_DEEPEST = 8  # files that include files
 _NEEDED_MODULES = ("hv_vmbus", "hv_storvsc", "hv_netvsc")
 _COMMAND_LINES = (
     "/boot/grub/grub.cfg",
@@ -162,33 +162,15 @@ def _kernel_lines(tree: Tree) -> Iterator[tuple[str, str]]:
 
 def _alive(tree: Tree, found: DiskMap) -> _Said:
     del found
-    for base in ("/etc/ssh/sshd_config", "/usr/etc/ssh/sshd_config"):
-        if tree.stat(base) is None:
-            continue
-        for path, key, value in _settings(tree, base, 0):
-            if key == "clientaliveinterval":
-                seconds = int(value) if value.isdecimal() and len(value) < 10 else -1
-                return _said(seconds in _ALIVE, f"{path}: ClientAliveInterval {value[:20]}")
-        return Answer.BAD, f"{base}: no ClientAliveInterval (30 to 235 seconds are asked for)"
-    return Answer.UNKNOWN, "no configuration of an SSH server"
-
-
-def _settings(tree: Tree, path: str, depth: int) -> Iterator[tuple[str, str, str]]:
-    """(file, key in small letters, value) in the order in which sshd reads them: the first counts."""
-    for line in lines(tree, path):
-        words = line.strip().replace("=", " ", 1).split()
-        if len(words) < 2 or words[0].startswith("#"):
-            continue
-        key = words[0].lower()
-        if key == "match":  # what follows is for some connections only
-            return
-        if key == "include" and depth < _DEEPEST:
-            for pattern in words[1:]:
-                absolute = pattern if pattern.startswith("/") else f"/etc/ssh/{pattern}"
-                for included in glob(tree, absolute):
-                    yield from _settings(tree, included, depth + 1)
-            continue
-        yield path, key, words[1].strip('"')
+    base = configuration(tree)
+    if base is None:
+        return Answer.UNKNOWN, "no configuration of an SSH server"
+    for setting in settings(tree):  # the first counts
+        if setting.key == "clientaliveinterval" and setting.always:
+            value = setting.words[0]
+            seconds = int(value) if value.isdecimal() and len(value) < 10 else -1
+            return _said(seconds in _ALIVE, f"{setting.path}: ClientAliveInterval {value[:20]}")
+    return Answer.BAD, f"{base}: no ClientAliveInterval (30 to 235 seconds are asked for)"
 
 
 def _histories(tree: Tree, found: DiskMap) -> _Said:

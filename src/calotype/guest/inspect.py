@@ -1,5 +1,6 @@
 """What stands on a disk: the system, its users, and the evidence of the state that it is in."""
 
+import posixpath
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +18,15 @@ _SYSTEMD = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
 #: Directories that the steps look into.
 _NEEDED = {"/etc", "/home", "/root", "/tmp", "/usr"}
 _NEEDED |= {"/var", "/var/lib", "/var/log", "/var/mail", "/var/spool", "/var/tmp"}
-#: What is mounted without a disk.
-_DISKLESS = {"none", "tmpfs", "proc", "overlay"}
+#: ... with all that is in them.
+_NEEDED_INSIDE = (
+    *("/etc/", "/home/", "/root/", "/var/log/", "/var/mail/", "/var/spool/"),
+    *("/var/lib/cloud/", "/var/lib/dbus/", "/var/lib/dhcp/", "/var/lib/systemd/"),
+    *("/var/lib/NetworkManager/", "/var/lib/sss/", "/var/lib/waagent/"),
+)
+#: Kinds of file systems that need no disk.
+_DISKLESS = {"tmpfs", "ramfs", "proc", "sysfs", "devpts", "devtmpfs", "cgroup", "cgroup2"}
+_UNITS = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 _SSH_SERVERS = ("/usr/sbin/sshd", "/usr/sbin/dropbear", "/usr/local/sbin/sshd", "/sbin/sshd")
 
 
@@ -66,7 +74,8 @@ class Inspection:
     @property
     def apart(self) -> tuple[str, ...]:
         """Directories that the steps look into, and that are file systems of their own."""
-        return tuple(p for p, device in self.mounts if p in _NEEDED and device not in _DISKLESS)
+        points = (p for p, _ in self.mounts if p in _NEEDED or f"{p}/".startswith(_NEEDED_INSIDE))
+        return tuple(dict.fromkeys(points))
 
 
 def inspect(disk: Disk) -> Inspection:
@@ -190,11 +199,33 @@ def _kernels(guest: Tree) -> list[str]:
 
 
 def _mounts(guest: Tree) -> Iterator[tuple[str, str]]:
-    """(mount point, device) of each line of fstab."""
+    """(mount point, device) of what fstab and enabled units mount, and is not just in memory."""
     for line in lines(guest, "/etc/fstab"):
         fields = line.partition("#")[0].split()
-        if len(fields) >= 3:
-            yield fields[1], fields[0]
+        if len(fields) >= 3 and fields[2] not in _DISKLESS:
+            point = unescaped(fields[1])
+            yield _normal(point) if point.startswith("/") else point, fields[0]
+    for path in glob(guest, "/etc/systemd/system/*.wants/*mount"):
+        unit = posixpath.basename(path).replace(".automount", ".mount")
+        for directory in _UNITS:
+            if guest.stat(f"{directory}/{unit}") is not None:
+                yield from _mounted_by(text(guest, f"{directory}/{unit}"))
+                break
+
+
+def _mounted_by(unit: str) -> Iterator[tuple[str, str]]:
+    said = dict(re.findall(r"^\s*(What|Where|Type)\s*=[ \t]*(.*?)\s*$", unit, re.MULTILINE))
+    if said.get("Where", "").startswith("/") and said.get("Type") not in _DISKLESS:
+        yield _normal(said["Where"]), said.get("What", "")
+
+
+def _normal(path: str) -> str:
+    return posixpath.normpath("/" + path.lstrip("/"))
+
+
+def unescaped(field: str) -> str:
+    """A field of fstab, in which spaces and their like are octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda sign: chr(int(sign[1], 8)), field)
 
 
 def _time_zone(guest: Tree) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from calotype.errors import GuestError
 from calotype.guest.guest import lines
+from calotype.guest.inspect import unescaped
 from calotype.guest.remote import Outcome, RemoteGuest, Shell, complaint, quoted
 
 #: The appliance's directory that the guest's root is mounted on.
@@ -203,14 +204,10 @@ def _fstab(guest: RemoteGuest) -> Iterator[tuple[str, str, str]]:
         fields = line.partition("#")[0].split() if not line.startswith("#") else []
         if len(fields) < 3 or fields[2] not in (*_TYPES, "auto"):
             continue
-        point = _unescaped(fields[1])
+        point = unescaped(fields[1])
         if point.startswith("/") and point.strip("/"):
             chosen = _SUBVOLUME.search(fields[3]) if len(fields) > 3 else None
-            yield _unescaped(fields[0]).replace('"', ""), point, chosen[0] if chosen else ""
-
-
-def _unescaped(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda sign: chr(int(sign[1], 8)), field)
+            yield unescaped(fields[0]).replace('"', ""), point, chosen[0] if chosen else ""
 
 
 def _device(spec: str, found: Sequence[Device]) -> Device | None:

@@ -14,6 +14,7 @@ class Secret(NamedTuple):
     path: str
 
 
+_FOR_CLONES = "keys or passwords that cloud-init gives to every clone"
 _KINDS = (
     (
         "TLS private key",
@@ -35,6 +36,7 @@ _KINDS = (
     ("Wi-Fi password", ("/etc/wpa_supplicant/*.conf",)),
     ("key of snapd's device", ("/var/lib/snapd/device/private-keys-v1/*",)),
     ("machine account of Samba", ("/var/lib/samba/private/secrets.tdb", "/etc/samba/secrets.tdb")),
+    (_FOR_CLONES, ("/etc/cloud/cloud.cfg", "/etc/cloud/cloud.cfg.d/*.cfg")),
     ("cloud or service credentials", ("/etc/boto.cfg", "/etc/google/auth/*.json")),
 )
 #: Names that give away a secret, wherever a tree below is concerned.
@@ -59,7 +61,7 @@ _TREES = ("/etc", "/root", "/opt", "/srv", "/usr/local/etc", "/var/www", "/var/l
 #: Keys that every installation of a package has, or that say nothing.
 _PUBLIC = (
     "/etc/ssl/certs/",
-    "/etc/ssh/",
+    "/etc/ssh/ssh_host_",
     "/etc/apt/trusted",
     "/etc/apt/keyrings",
     "/etc/pki/rpm-gpg",
@@ -73,6 +75,12 @@ _SETTING = re.compile(
     rb"""(?:password|passwd|passphrase|secret|api[_-]?key|token)["']?"""
     rb"""[ \t]*[=:][ \t]*["']?[^\s"'$%(<{*/][^\s"'$%(<{*]{7,}""",
     re.IGNORECASE | re.MULTILINE,
+)
+#: Settings of cloud-init that open an account of each clone, or are its host keys.
+_GIVEN = re.compile(
+    rb"""^[^#\n]*\b(?:ssh[-_]authorized[-_]keys|ssh_keys|(?:hashed_|plain_text_)passwd|passwd|chpasswd|password)"""
+    rb"""["']?[ \t]*:(?![ \t]*(?:\[\]|""|''|~|null|false)?[ \t]*(?:\#.*)?(?:\n(?![ \t-])|\Z))""",
+    re.MULTILINE,
 )
 _LARGEST_KEY = 1 << 16
 _MOST = 1000
@@ -112,7 +120,9 @@ def _candidates(guest: Tree, trees: Sequence[str]) -> Iterator[Secret]:
 
 
 def _says(guest: Tree, path: str, kind: str) -> bool:
-    """An environment file of nothing but the search path is no secret."""
+    """An environment file of nothing but the search path is no secret, nor is most of cloud-init's."""
+    if kind == _FOR_CLONES:
+        return _GIVEN.search(guest.read(path, _LARGEST_KEY) or b"") is not None
     if kind != "environment":
         return True
     lines = (guest.read(path, _LARGEST_KEY) or b"").splitlines()

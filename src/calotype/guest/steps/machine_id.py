@@ -6,15 +6,33 @@ all its services anew. OpenRC and FreeBSD take an empty file for a damaged one: 
 D-Bus would bring the old id back.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
-from calotype.guest.guest import Guest, Tree
+from calotype.guest.accounts import edit_lines
+from calotype.guest.guest import Guest, Tree, glob, text
 from calotype.guest.steps.step import Concern, SysprepStep
 
 _FILE = "/etc/machine-id"
 _COPIES = ("/var/lib/dbus/machine-id", "/var/db/dbus/machine-id", "/usr/local/etc/machine-id")
 _UNSET = {b"", b"uninitialized"}
 _SYSTEMD = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
+#: Where kernels are told what to start with: a machine-id there is every clone's, whatever the file says.
+_COMMAND_LINES = (
+    "/boot/grub/grub.cfg",
+    "/boot/grub2/grub.cfg",
+    "/boot/grub/grubenv",
+    "/boot/grub2/grubenv",
+    "/boot/loader/entries/*.conf",
+    "/boot/efi/loader/entries/*.conf",
+    "/boot/extlinux/extlinux.conf",
+    "/etc/default/grub",
+    "/etc/default/grub.d/*",
+    "/etc/kernel/cmdline",
+    "/etc/kernel/cmdline.d/*",
+    "/etc/cmdline.d/*",
+)
+_ARGUMENT = re.compile(r"systemd\.machine_id=[0-9a-fA-F-]{32,36}")
 _OTHERS = ("/sbin/openrc", "/usr/sbin/openrc", "/etc/rc.subr")
 
 
@@ -31,6 +49,8 @@ def perform(guest: Guest) -> None:
         copy = guest.stat(path)
         if copy is not None and not copy.is_link:
             guest.remove(path)
+    for path in list(_telling(guest)):
+        edit_lines(guest, path, _without_argument)
 
 
 def check(guest: Tree) -> list[str]:
@@ -44,7 +64,20 @@ def check(guest: Tree) -> list[str]:
     elif found is None and _is_any(guest, _SYSTEMD):
         left.append(f"{_FILE} is missing")
     copies = ((path, guest.stat(path)) for path in _COPIES)
-    return left + [f"{p} is a copy" for p, copy in copies if copy is not None and not copy.is_link]
+    left += [f"{p} is a copy" for p, copy in copies if copy is not None and not copy.is_link]
+    return left + [f"{path} tells the kernel a machine-id" for path in _telling(guest)]
+
+
+def _telling(guest: Tree) -> Iterator[str]:
+    for pattern in _COMMAND_LINES:
+        for path in glob(guest, pattern):
+            if _ARGUMENT.search(text(guest, path)):
+                yield path
+
+
+def _without_argument(line: str) -> str:
+    # As long as it was: GRUB's environment has a fixed size.
+    return _ARGUMENT.sub(lambda found: " " * len(found[0]), line)
 
 
 def _is_any(guest: Tree, paths: Sequence[str]) -> bool:
@@ -53,7 +86,7 @@ def _is_any(guest: Tree, paths: Sequence[str]) -> bool:
 
 STEP = SysprepStep(
     name="machine-id",
-    heading="The machine-id and its copy for D-Bus",
+    heading="The machine-id, its copy for D-Bus, and one that the kernel is told",
     order=220,
     concern=Concern.IDENTITY,
     perform=perform,
