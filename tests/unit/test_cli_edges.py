@@ -165,6 +165,23 @@ def test_every_command_has_help(group):
     assert "Usage" in done.stdout
 
 
+def unsaid(app, path=()):
+    """Commands, and options of commands, of which --help says nothing."""
+    if app.default_command is not None:
+        for argument in app.assemble_argument_collection(parse_docstring=True):
+            if argument.show and not argument.parameter.help:
+                yield " ".join((*path, argument.name))
+    for name in app:
+        if not name.startswith("-"):
+            if not app[name].help:
+                yield " ".join((*path, name))
+            yield from unsaid(app[name], (*path, name))
+
+
+def test_every_option_has_a_sentence():
+    assert list(unsaid(cli.app)) == []
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell):
     done = run("completion", shell)

@@ -23,7 +23,9 @@ GROUPS = {
     "recipe": "Recipes: build an image from a distribution's own packages.",
 }
 SINGLES = {
-    "generalize": "Make a generalized copy of an image; show the steps.",
+    "generalize": "Make a generalized copy of a specialized image, which stays; show the steps.\n\n"
+    "VMs are generalized on the way into an image (calotype vm capture --generalize), or in place "
+    "(calotype vm generalize).",
     "config": "What can be set, and what is.",
     "doctor": "What this machine can do, and how to get what is missing.",
     "completion": "Print a completion script for a shell.",
@@ -43,7 +45,8 @@ for _name, _help in SINGLES.items():
 app.command(
     "calotype.cli.report:verify_report",
     name="verify-report",
-    help="Check a signed evidence report, and the disks that it is about, anywhere.",
+    help="Check a signed evidence report, and the disks that it is about, anywhere.\n\n"
+    "Ends with status 0 only if everything that was asked holds, else with 10.",
 )
 
 

@@ -27,8 +27,6 @@ def image_test(
 ) -> None:
     """Start two clones of an image in throw-away overlays, look at them, and promote the image.
 
-    Host keys, machine-ids, host names and random seeds must differ. A specialized image is started once.
-
     Parameters
     ----------
     name

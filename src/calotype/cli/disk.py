@@ -57,7 +57,13 @@ def list_(*, common: Common | None = None) -> None:
 
 @app.command
 def show(name: str, *, common: Common | None = None) -> None:
-    """Show one disk."""
+    """Show one disk.
+
+    Parameters
+    ----------
+    name
+        The disk.
+    """
     with session(common) as context:
         vms = {vm.id: vm.name for vm in context.catalog.list_vms()}
         emit(common, _record(context.catalog.disk(name), vms))
@@ -65,7 +71,13 @@ def show(name: str, *, common: Common | None = None) -> None:
 
 @app.command
 def delete(name: str, *, common: Common | None = None) -> None:
-    """Delete a disk that no VM uses."""
+    """Delete a disk that no VM uses.
+
+    Parameters
+    ----------
+    name
+        The disk.
+    """
     with session(common) as context:
         machines.delete_disk(context, name)
 

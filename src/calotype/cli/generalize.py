@@ -36,7 +36,7 @@ class StepOptions:
     enable: Annotated[tuple[str, ...], Repeat] = ()
     "A step that is not performed by default."
     disable: Annotated[tuple[str, ...], Repeat] = ()
-    "A step to leave out; what it would have removed is then noted in the image."
+    "A step to leave out; what it would have removed stays, which is recorded."
 
     @property
     def steps(self) -> Steps:
@@ -55,9 +55,6 @@ def generalize(
     common: Common | None = None,
 ) -> None:
     """Make a generalized copy of a specialized image; the image itself stays as it is.
-
-    VMs are generalized on the way into an image (calotype vm capture --generalize), or in place
-    (calotype vm generalize).
 
     Parameters
     ----------

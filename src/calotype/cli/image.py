@@ -19,19 +19,36 @@ from calotype.errors import InvalidInput
 from calotype.model import Architecture, Caching, Generation, Image, OsState, OsType, Recommended
 
 app = App(name="image", help=GROUPS["image"])
-app.command("calotype.cli.diff:diff", name="diff", help="Compare two images, without booting.")
-app.command("calotype.cli.diff:sbom", name="sbom", help="The software in an image (CycloneDX).")
+# These texts are all that --help says of them, before their options; the functions load much.
 app.command("calotype.cli.capture:image_capture", name="capture", help="Make an image of a VM.")
 app.command(
-    "calotype.cli.boottest:image_test", name="test", help="Start two clones; promote the image."
+    "calotype.cli.verify:verify",
+    name="verify",
+    help="Look into an image's disks, and judge: every check of every step, and the verdict.\n\n"
+    "Nothing of the image is changed; the verdict is written into the catalogue, and signed. Ends with "
+    "status 1 when the disks contradict the OS state that the image was declared to have.",
 )
 app.command(
-    "calotype.cli.verify:verify", name="verify", help="Look into an image's disks, and judge."
+    "calotype.cli.boottest:image_test",
+    name="test",
+    help="Start two clones in throw-away overlays, look at them, and promote the image.\n\n"
+    "Host keys, machine-ids, host names and random seeds must differ. A specialized image is started "
+    "once. Ends with status 8 when the image fails.",
 )
 app.command(
     "calotype.cli.report:image_report",
     name="report",
-    help="Show what was proved; write it as a page.",
+    help="Show what was proved of an image: verdict, checks, boot test, digests, who signed.",
+)
+app.command(
+    "calotype.cli.diff:diff",
+    name="diff",
+    help="Compare two images without booting: packages, kernels, users, services, files, sizes.",
+)
+app.command(
+    "calotype.cli.diff:sbom",
+    name="sbom",
+    help="Write the software in an image as a CycloneDX 1.6 document (JSON).",
 )
 
 _KINDS = {"OSImage": "OS image", "VMImage": "VM image"}
@@ -167,7 +184,13 @@ def list_(*, common: Common | None = None) -> None:
 
 @app.command
 def show(name: str, *, common: Common | None = None) -> None:
-    """Show one image: its disks, its properties, where it came from."""
+    """Show one image: its disks, its properties, where it came from.
+
+    Parameters
+    ----------
+    name
+        The image.
+    """
     with session(common) as context:
         image = context.catalog.image(name)
         emit(common, summary(image) if for_people(common) else image)
@@ -217,7 +240,17 @@ def tag(
     remove: Annotated[tuple[str, ...], Repeat] = (),
     common: Common | None = None,
 ) -> None:
-    """Set tags: calotype image tag NAME team=a stage=test --remove old."""
+    """Set tags: calotype image tag NAME team=a stage=test --remove old.
+
+    Parameters
+    ----------
+    name
+        The image.
+    tags
+        KEY=VALUE.
+    remove
+        The key of a tag to take away.
+    """
     with session(common) as context:
         emit(common, images.tag(context, name, dict(pair(text) for text in tags), remove).tags)
 

@@ -16,9 +16,7 @@ from calotype.engine.inplace import InPlaceReport
 from calotype.engine.restore import Restored
 from calotype.errors import NotAllowed
 
-restore_point = App(
-    name="restore-point", help="Restore points: all disks of a VM as they were at one instant."
-)
+restore_point = App(name="restore-point")
 
 _Flag = Parameter(negative="")
 
@@ -42,9 +40,6 @@ def generalize(
     common: Common | None = None,
 ) -> None:
     """Generalize a VM in place: it stops, makes images, and starts again only when it is restored.
-
-    A restore point of all its disks is taken first. To make an image and let the VM go on as it is, say:
-    calotype vm capture NAME --image IMAGE --generalize.
 
     Parameters
     ----------
@@ -109,7 +104,13 @@ def restore(
 
 @restore_point.command(name="list")
 def list_(name: str, *, common: Common | None = None) -> None:
-    """List the restore points of a VM, the newest first."""
+    """List the restore points of a VM, the newest first.
+
+    Parameters
+    ----------
+    name
+        The VM.
+    """
     with session(common) as context:
         emit(common, plain(engine.list_points(context, name)), COLUMNS)
 

@@ -62,7 +62,13 @@ def trust(file: Path, *, common: Common | None = None) -> None:
 
 @app.command
 def forget(key_id: str, *, common: Common | None = None) -> None:
-    """Believe a key no longer."""
+    """Believe a key no longer.
+
+    Parameters
+    ----------
+    key_id
+        Its id, as calotype keys list shows it.
+    """
     with session(common) as context:
         Keys(context.home).forget(key_id)
         context.catalog.audit.append(Act("keys.forget", f"key {key_id}"))

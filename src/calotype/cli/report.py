@@ -80,8 +80,6 @@ def verify_report(
 ) -> int:
     """Check a signed report anywhere: its signature, its form, the disks and files that it is about.
 
-    Ends with status 0 only if everything that was asked holds.
-
     Parameters
     ----------
     report

@@ -12,10 +12,7 @@ _SHOWN = 8
 
 
 def verify(name: str, *, common: Common | None = None) -> int:
-    """Look into an image's disks: every check of every step, and the verdict.
-
-    Nothing of the image is changed; the verdict is written into the catalogue. Ends with status 1 when
-    the disks contradict the OS state that the image was declared to have.
+    """Look into an image's disks, and judge; status 1 when they contradict what it was declared to be.
 
     Parameters
     ----------

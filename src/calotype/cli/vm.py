@@ -22,11 +22,28 @@ from calotype.model import Network, VirtualMachine
 app = App(name="vm", help=GROUPS["vm"])
 disk = App(name="disk", help="Attach and detach data disks, also while the VM runs.")
 app.command(disk)
-app.command("calotype.cli.capture:capture", name="capture", help="Make an image of a VM.")
-app.command("calotype.cli.inplace:generalize", name="generalize", help="Generalize a VM in place.")
-app.command("calotype.cli.inplace:restore", name="restore", help="Bring a VM back as it was.")
+# These texts are all that --help says of them, before their options; the functions load much.
 app.command(
-    "calotype.cli.inplace:restore_point", name="restore-point", help="A VM's restore points."
+    "calotype.cli.capture:capture",
+    name="capture",
+    help="Make an image of a VM, running or stopped: all its disks at one instant. The VM goes on.",
+)
+app.command(
+    "calotype.cli.inplace:generalize",
+    name="generalize",
+    help="Generalize a VM in place: it stops, makes images, and starts again only when restored.\n\n"
+    "A restore point of all its disks is taken first. To make an image and let the VM go on as it is, "
+    "say: calotype vm capture NAME --image IMAGE --generalize.",
+)
+app.command(
+    "calotype.cli.inplace:restore",
+    name="restore",
+    help="Bring a VM back to a restore point, which stays: all its disks as they were then.",
+)
+app.command(
+    "calotype.cli.inplace:restore_point",
+    name="restore-point",
+    help="Restore points: all disks of a VM as they were at one instant.",
 )
 
 
@@ -148,14 +165,26 @@ def list_(*, common: Common | None = None) -> None:
 
 @app.command
 def show(name: str, *, common: Common | None = None) -> None:
-    """Show one VM."""
+    """Show one VM.
+
+    Parameters
+    ----------
+    name
+        The VM.
+    """
     with session(common) as context:
         _emit_vm(context, common, name)
 
 
 @app.command
 def start(name: str, *, common: Common | None = None) -> None:
-    """Start a VM."""
+    """Start a VM.
+
+    Parameters
+    ----------
+    name
+        The VM.
+    """
     with session(common) as context:
         machines.start(context, name)
 
@@ -339,7 +368,13 @@ def run_command(
 
 @app.command
 def console(name: str, *, common: Common | None = None) -> None:
-    """The serial console; Ctrl-] leaves it."""
+    """The serial console; Ctrl-] leaves it.
+
+    Parameters
+    ----------
+    name
+        The VM.
+    """
     with session(common) as context:
         context.driver.console(machines.running(context, name))
 
@@ -370,7 +405,15 @@ def log(
 
 @app.command
 def screenshot(name: str, file: Path, *, common: Common | None = None) -> None:
-    """Save what the VM's screen shows as PNG."""
+    """Save what the VM's screen shows as PNG.
+
+    Parameters
+    ----------
+    name
+        The VM.
+    file
+        The file to write.
+    """
     with session(common) as context:
         context.driver.screenshot(machines.running(context, name), file)
 
@@ -396,7 +439,15 @@ def attach(
 
 @disk.command
 def detach(vm_name: str, disk_name: str, *, common: Common | None = None) -> None:
-    """Detach a data disk."""
+    """Detach a data disk.
+
+    Parameters
+    ----------
+    vm_name
+        The VM.
+    disk_name
+        The disk.
+    """
     with session(common) as context:
         machines.detach(context, vm_name, disk_name)
 
