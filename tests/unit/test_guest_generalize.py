@@ -14,12 +14,12 @@ from calotype import run
 from calotype.disk.base import read
 from calotype.disk.view import RawSource, writable
 from calotype.errors import GuestError, InvalidInput
-from calotype.guest import GeneralizeReport, generalize, inspect
+from calotype.guest import GeneralizeReport, generalize, inspect, prove_disk
 from calotype.guest import steps as all_steps
 from calotype.guest.ext4 import Ext4
 from calotype.guest.offline import offline
 from calotype.guest.steps import STEPS, select
-from calotype.model import Architecture, Generation, OsState, OsType
+from calotype.model import Architecture, Generation, OsType, Verdict
 
 MIB = 1 << 20
 ROOT_AT, ROOT_SIZE = 2 * MIB, 16 * MIB
@@ -283,7 +283,7 @@ class Outcome:
         self.changed = view.changed()
         with closing(view.disk()) as disk:
             self.raw = read(disk, 0, disk.size)
-            self.inspection = inspect(disk)
+            self.proof = prove_disk(disk)
         self.root = room / "root.ext4"
         self.root.write_bytes(self.raw[ROOT_AT : ROOT_AT + ROOT_SIZE])
 
@@ -387,13 +387,13 @@ def test_the_report(outcome: Outcome) -> None:
     assert "/etc/wireguard/wg0.conf" in kinds
     assert "/etc/environment" in kinds
     assert report.notes == ("the time zone stays Europe/Madrid",)
-    assert report.before.os_state is OsState.SPECIALIZED
     assert report.before.users == ("alice", "bob", "evil")
 
 
 def test_inspection_before_and_after(used: Path, outcome: Outcome) -> None:
     with closing(RawSource(used).open()) as disk:
-        before = inspect(disk)
+        proof = prove_disk(disk)
+    before = proof.seen
     assert before.os_type is OsType.LINUX
     assert (before.os_id, before.os_version) == ("debian", "12")
     assert before.hostname == HOST
@@ -402,13 +402,12 @@ def test_inspection_before_and_after(used: Path, outcome: Outcome) -> None:
     assert before.generations == (Generation.V1,)
     assert before.packages == 7
     assert before.kernels == ("6.1.0-1-amd64",)
-    assert before.cloud_init_instances == ("i-1",)
     assert before.mounts[:2] == (("/", "LABEL=root"), ("none", "/swapfile"))
-    assert before.os_state is OsState.SPECIALIZED
-    assert len(before.evidence) > 8
-    after = outcome.inspection
-    assert after.os_state is OsState.GENERALIZED
-    assert after.evidence == ()
+    assert proof.verdict is Verdict.MIXED  # without systemd and sshd nothing tells a whole machine
+    assert len(proof.reasons) > 8
+    assert outcome.proof.verdict is Verdict.GENERALIZED
+    assert outcome.proof.findings == ()
+    after = outcome.proof.seen
     assert after.users == after.host_keys == after.passwords == ()
 
 
@@ -429,7 +428,7 @@ def test_a_dry_run_changes_no_file(used: Path, tmp_path: Path) -> None:
     assert all(name.encode() in dry.raw for name in set(_gone))
     would = {edit.path for step in dry.report.steps for edit in step.edits}
     assert {"/home/alice", "/etc/ssh/ssh_host_rsa_key", "/var/log/auth.log"} <= would
-    assert dry.inspection.os_state is OsState.SPECIALIZED
+    assert dry.proof.verdict is Verdict.MIXED
 
 
 @pytest.mark.parametrize(
@@ -525,7 +524,7 @@ def test_a_dirty_journal_is_replayed(used: Path, tmp_path: Path) -> None:
         file.write(root.read_bytes())
     with closing(RawSource(disk).open()) as opened:
         assert inspect(opened).stale
-    assert Outcome(disk, tmp_path).inspection.os_state is OsState.GENERALIZED
+    assert Outcome(disk, tmp_path).proof.verdict is Verdict.GENERALIZED
 
 
 def test_a_damaged_file_system_is_refused(used: Path, tmp_path: Path) -> None:

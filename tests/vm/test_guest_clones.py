@@ -11,10 +11,10 @@ import pytest
 from calotype.disk import overlay
 from calotype.disk.base import read
 from calotype.disk.view import OverlaySource, RawSource, writable
-from calotype.guest import GeneralizeReport, generalize, inspect
+from calotype.guest import GeneralizeReport, generalize, inspect, prove_disk
 from calotype.machine import Agent, DiskSpec, MachineSpec, QemuDriver, ssh
 from calotype.machine.seed import Provisioning, build_seed
-from calotype.model import OsState
+from calotype.model import Verdict
 from calotype.run import run
 
 pytestmark = pytest.mark.vm
@@ -109,7 +109,7 @@ def _generalized(source: OverlaySource, room: Path, target: Path) -> GeneralizeR
             if not extent.zero:
                 file.seek(extent.offset)
                 file.write(read(disk, extent.offset, extent.length))
-        assert inspect(disk).os_state is OsState.GENERALIZED
+        assert prove_disk(disk).verdict is Verdict.GENERALIZED
     target.chmod(0o444)
     return report
 
@@ -125,9 +125,9 @@ def test_two_clones_of_a_generalized_copy(tmp_path: Path, tiny: Path) -> None:
     source = OverlaySource(tmp_path / "web1/os.qcow2", base)
     before = source.path.read_bytes()
     with contextlib.closing(source.open()) as disk:
-        found = inspect(disk)
-        assert found.os_state is OsState.SPECIALIZED
-        assert found.users == ("alice",)
+        found = prove_disk(disk)
+        assert found.verdict is Verdict.SPECIALIZED
+        assert found.seen.users == ("alice",)
         assert CANARY.encode() in read(disk, 0, disk.size)
 
     golden = tmp_path / "golden.raw"

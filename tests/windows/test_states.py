@@ -12,7 +12,7 @@ from calotype.guest.proof import Proof, prove_disk
 from calotype.guest.steps.step import Concern
 from calotype.guest.windows_roles import ROLES
 from calotype.guest.windows_state import STATES
-from calotype.model import Architecture, OsState, OsType, Verdict
+from calotype.model import Architecture, OsType, Verdict
 
 UNDEPLOYABLE = "IMAGE_STATE_UNDEPLOYABLE"
 AUDIT = "IMAGE_STATE_GENERALIZE_RESEAL_TO_AUDIT"
@@ -46,8 +46,6 @@ def test_every_documented_state(state, verdict, words):
     assert seen.time_zone == "W. Europe Standard Time"
     assert seen.guest_agent
     general = verdict is Verdict.GENERALIZED
-    assert seen.os_state is (OsState.GENERALIZED if general else OsState.SPECIALIZED)
-    assert seen.evidence == found.reasons
     # What the state says is a finding too, of the step that is named in the reason.
     assert [f.step for f in found.of(Concern.IDENTITY)] == ([] if general else ["image-state"])
 

@@ -135,8 +135,6 @@ def _system(seen: Inspection) -> form.System:
         packages=seen.packages,
         kernels=_lines(seen.kernels),
         time_zone=one_line(seen.time_zone),
-        state=seen.os_state.value if seen.os_state else None,
-        evidence=_lines(seen.evidence),
         stale=seen.stale,
         notes=_lines(seen.notes),
     )

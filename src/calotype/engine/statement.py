@@ -127,8 +127,6 @@ class System(_Record, frozen=True, kw_only=True):
     packages: Whole = 0
     kernels: tuple[Line, ...] = ()
     time_zone: Line = ""
-    state: Line | None = None
-    evidence: tuple[Line, ...] = ()
     stale: bool = False
     notes: tuple[Line, ...] = ()
 

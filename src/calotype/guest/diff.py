@@ -17,6 +17,7 @@ from calotype.guest.locate import Filesystem, find_root, survey
 from calotype.guest.manifest import Bools, Entry, Manifest, Runs, Spans, TreeManifest
 from calotype.guest.noise import noise
 from calotype.guest.ntfs_tree import NtfsTree
+from calotype.guest.os_release import os_release
 from calotype.guest.packages import Family, Package, compare, inventory, owners
 
 _KINDS = {
@@ -194,7 +195,7 @@ def diff(a: Side, b: Side, judge: Judge | None = None) -> GuestDiff:
     found.users = _changes(facts.users, a.tree, b.tree)
     found.groups = _changes(facts.groups, a.tree, b.tree)
     found.kernels = _changes(facts.kernels, a.tree, b.tree)
-    found.release = _changes(facts.release, a.tree, b.tree)
+    found.release = _changes(os_release, a.tree, b.tree)
     found.services = _changes(lambda s: facts.services(s.tree, s.manifest.entries), a, b)
     contents = _Contents(a.manifest, b.manifest, judge)
     found.files = _named(a, b, list(_files(a.manifest, b.manifest, contents)))

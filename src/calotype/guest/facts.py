@@ -1,17 +1,15 @@
 """What two guests are compared by besides packages and files: each fact is a name and what it says."""
 
 import posixpath
-import re
 from collections.abc import Mapping
 
 from calotype.guest.accounts import rows
-from calotype.guest.guest import Tree, glob, join, text
+from calotype.guest.guest import Tree, glob, join
 from calotype.guest.manifest import Entry
 
 Facts = dict[str, str]
 
 _SYSTEMD = "/etc/systemd/system"
-_RELEASE = re.compile(r"""^(\w+)=["']?([^"'\n]*)["']?$""", re.MULTILINE)
 
 
 def users(tree: Tree) -> Facts:
@@ -60,9 +58,3 @@ def kernels(tree: Tree) -> Facts:
     for version in tree.list("/lib/modules"):
         found.setdefault(version, []).append("modules")
     return {version: " and ".join(parts) for version, parts in found.items()}
-
-
-def release(tree: Tree) -> Facts:
-    """What os-release says."""
-    said = text(tree, "/etc/os-release") or text(tree, "/usr/lib/os-release")
-    return {match[1]: match[2] for match in _RELEASE.finditer(said[:65536])}

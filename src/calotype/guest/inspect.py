@@ -1,4 +1,4 @@
-"""What stands on a disk: the system, its users, and the evidence of the state that it is in."""
+"""What stands on a disk: the system, its users, its ways in."""
 
 import posixpath
 import re
@@ -10,7 +10,8 @@ from calotype.errors import GuestError
 from calotype.guest.accounts import accounts, rows
 from calotype.guest.guest import Tree, glob, lines, text
 from calotype.guest.locate import BIOS_BOOT, ESP, DiskMap, find_root, survey
-from calotype.model import Architecture, Generation, OsState, OsType
+from calotype.guest.os_release import os_release
+from calotype.model import Architecture, Generation, OsType
 
 _ELF = {62: Architecture.X64, 183: Architecture.ARM64}
 _SHELLS = ("/bin/sh", "/usr/bin/sh", "/bin/bash", "/bin/busybox", "/sbin/init")
@@ -32,11 +33,9 @@ _SSH_SERVERS = ("/usr/sbin/sshd", "/usr/sbin/dropbear", "/usr/local/sbin/sshd", 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
-    """What was found; fields are empty where nothing was.
+    """What was found; fields are empty where nothing was. What follows from it is the proof's to say.
 
-    ``evidence`` gives the reasons for ``os_state``: what makes the disk one machine (specialized). It is
-    empty for a generalized one. ``stale`` says that the journal was not replayed, so that the newest
-    changes are not seen.
+    ``stale`` says that the journal was not replayed, so that the newest changes are not seen.
     """
 
     os_type: OsType | None = None
@@ -47,11 +46,9 @@ class Inspection:
     hostname: str = ""
     architecture: Architecture | None = None
     generations: tuple[Generation, ...] = ()
-    machine_id: str = ""
     users: tuple[str, ...] = ()
     passwords: tuple[str, ...] = ()
     host_keys: tuple[str, ...] = ()
-    cloud_init_instances: tuple[str, ...] = ()
     cloud_init: bool = False
     waagent: bool = False
     guest_agent: bool = False
@@ -61,8 +58,6 @@ class Inspection:
     kernels: tuple[str, ...] = ()
     mounts: tuple[tuple[str, str], ...] = ()
     time_zone: str = ""
-    os_state: OsState | None = None
-    evidence: tuple[str, ...] = ()
     stale: bool = False
     notes: tuple[str, ...] = ()
 
@@ -104,22 +99,19 @@ def inspect(disk: Disk) -> Inspection:
 
 def inspect_guest(guest: Tree, found: DiskMap, *, stale: bool = False) -> Inspection:
     """Look into a guest whose disk has this map."""
-    release = dict(_release(guest))
-    evidence = tuple(_evidence(guest))
+    said = os_release(guest)
     return Inspection(
         os_type=OsType.LINUX,
-        os_id=release.get("ID", ""),
-        os_like=tuple(release.get("ID_LIKE", "").split()),
-        os_name=release.get("PRETTY_NAME", release.get("NAME", "")),
-        os_version=release.get("VERSION_ID", ""),
+        os_id=said.get("ID", ""),
+        os_like=tuple(said.get("ID_LIKE", "").split()),
+        os_name=said.get("PRETTY_NAME", said.get("NAME", "")),
+        os_version=said.get("VERSION_ID", ""),
         hostname=text(guest, "/etc/hostname").strip(),
         architecture=_architecture(guest),
         generations=generations(found),
-        machine_id=_machine_id(guest),
         users=_people(guest),
         passwords=_passwords(guest),
         host_keys=tuple(_host_keys(guest)),
-        cloud_init_instances=tuple(guest.list("/var/lib/cloud/instances")),
         cloud_init=guest.stat("/usr/bin/cloud-init") is not None,
         waagent=guest.stat("/usr/sbin/waagent") is not None,
         guest_agent=guest.stat("/usr/sbin/qemu-ga") is not None,
@@ -129,8 +121,6 @@ def inspect_guest(guest: Tree, found: DiskMap, *, stale: bool = False) -> Inspec
         kernels=tuple(path.removeprefix("/boot/vmlinuz-") for path in _kernels(guest)),
         mounts=tuple(_mounts(guest)),
         time_zone=_time_zone(guest),
-        os_state=OsState.SPECIALIZED if evidence else OsState.GENERALIZED,
-        evidence=evidence,
         stale=stale,
     )
 
@@ -141,35 +131,6 @@ def generations(found: DiskMap) -> tuple[Generation, ...]:
     bios = BIOS_BOOT in kinds or (found.table == "mbr" and found.boot_code)
     uefi = ESP in kinds or "ef" in kinds
     return (Generation.V1,) * bios + (Generation.V2,) * uefi
-
-
-def _evidence(guest: Tree) -> Iterator[str]:
-    """What only one machine has."""
-    if _machine_id(guest):
-        yield "the machine-id is set"
-    for path in _host_keys(guest):
-        yield f"the host key {path} is there"
-    for name in _people(guest):
-        yield f"the user {name} exists"
-    for name in _passwords(guest):
-        yield f"{name} has a password"
-    for name in guest.list("/var/lib/cloud/instances"):
-        yield f"cloud-init provisioned the instance {name}"
-    if guest.stat("/var/lib/waagent/provisioned") is not None:
-        yield "the Azure Linux Agent provisioned it"
-    if guest.list("/var/log/journal"):
-        yield "there is a journal of a machine"
-
-
-def _release(guest: Tree) -> Iterator[tuple[str, str]]:
-    found = text(guest, "/etc/os-release") or text(guest, "/usr/lib/os-release")
-    for match in re.finditer(r"""^(\w+)=["']?([^"'\n]*)["']?$""", found[:65536], re.MULTILINE):
-        yield match[1], match[2]
-
-
-def _machine_id(guest: Tree) -> str:
-    found = text(guest, "/etc/machine-id").strip()
-    return "" if found == "uninitialized" else found
 
 
 def _people(guest: Tree) -> tuple[str, ...]:

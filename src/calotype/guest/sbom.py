@@ -1,7 +1,7 @@
 """The software in a guest as a CycloneDX 1.6 document: deterministic, so that one image has one document."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,9 +15,9 @@ from packageurl import PackageURL
 
 from calotype import __version__
 from calotype.disk.base import Disk
-from calotype.guest import facts
 from calotype.guest.guest import Tree
 from calotype.guest.locate import find_root, survey
+from calotype.guest.os_release import os_release
 from calotype.guest.packages import Family, Package, inventory
 from calotype.model import Architecture
 
@@ -47,7 +47,7 @@ def document(subject: Subject, disk: Disk) -> bytes:
 
 def of_tree(subject: Subject, tree: Tree) -> bytes:
     """The document of an image whose guest this is."""
-    release = facts.release(tree)
+    release = os_release(tree)
     found = inventory(tree)
     image = Component(
         type=ComponentType.CONTAINER,
@@ -88,7 +88,7 @@ def of_tree(subject: Subject, tree: Tree) -> bytes:
     return JsonV1Dot6(bom).output_as_string(indent=1).encode()
 
 
-def _system(release: facts.Facts) -> Component:
+def _system(release: Mapping[str, str]) -> Component:
     return Component(
         type=ComponentType.OPERATING_SYSTEM,
         bom_ref="os",
@@ -98,7 +98,7 @@ def _system(release: facts.Facts) -> Component:
     )
 
 
-def _components(packages: list[Package], release: facts.Facts) -> Iterator[Component]:
+def _components(packages: list[Package], release: Mapping[str, str]) -> Iterator[Component]:
     seen: set[str] = set()
     for package in packages:
         found = purl(package, release)
@@ -121,7 +121,7 @@ def _components(packages: list[Package], release: facts.Facts) -> Iterator[Compo
         )
 
 
-def purl(package: Package, release: facts.Facts) -> PackageURL | None:
+def purl(package: Package, release: Mapping[str, str]) -> PackageURL | None:
     """``pkg:deb/debian/bash@5.2?arch=amd64&distro=debian-12``; None for a name that no purl can have."""
     name = _clean(package.name).strip("/ ")
     if not name:

@@ -20,10 +20,9 @@ from calotype.guest.windows_checks import CHECKS, findings
 from calotype.guest.windows_facts import Facts, gather
 from calotype.guest.windows_log import ERROR_LOG, explain, printable
 from calotype.guest.windows_roles import HYPER_V
-from calotype.guest.windows_state import SYSPREP, Judgement, judge
-from calotype.model import Architecture, OsState, OsType, Verdict
+from calotype.guest.windows_state import SYSPREP, judge
+from calotype.model import Architecture, OsType, Verdict
 
-_OS_STATES = {Verdict.GENERALIZED: OsState.GENERALIZED, Verdict.UNKNOWN: None}
 _ARCHITECTURES = {"AMD64": Architecture.X64, "ARM64": Architecture.ARM64}
 #: Kind, directory below a profile, and pattern of the name in small letters.
 _SECRETS = (
@@ -97,7 +96,7 @@ def prove_windows(tree: NtfsTree, found: DiskMap) -> Proof:
     return Proof(
         verdict=judged.verdict,
         reasons=judged.reasons,
-        seen=_inspection(facts, found, judged),
+        seen=_inspection(facts, found),
         checked=tuple(check.name for check in CHECKS),
         findings=left,
         secrets=_secrets(tree),
@@ -150,8 +149,7 @@ def _notes(facts: Facts, verdict: Verdict) -> Iterator[str]:
         yield f"the service cdrom has Start={facts.cdrom}: Azure's provisioning needs 1"
 
 
-def _inspection(facts: Facts, found: DiskMap, judged: Judgement) -> Inspection:
-    state = _OS_STATES.get(judged.verdict, OsState.SPECIALIZED)
+def _inspection(facts: Facts, found: DiskMap) -> Inspection:
     return Inspection(
         os_type=OsType.WINDOWS,
         os_id="windows",
@@ -167,8 +165,6 @@ def _inspection(facts: Facts, found: DiskMap, judged: Judgement) -> Inspection:
         guest_agent="qemu-ga" in facts.services,
         has_ssh_server="sshd" in facts.services,
         time_zone=facts.time_zone,
-        os_state=state,
-        evidence=judged.reasons if state is OsState.SPECIALIZED else (),
         stale=bool(facts.problems),
         notes=facts.problems,
     )
