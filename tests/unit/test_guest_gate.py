@@ -2,7 +2,6 @@
 
 import gzip
 import lzma
-import stat
 from contextlib import closing
 from pathlib import Path
 
@@ -10,48 +9,16 @@ import pytest
 import zstandard
 from tests import roots
 from tests.disks import BytesDisk
+from tests.trees import Files
 
 from calotype.disk.view import RawSource
 from calotype.guest.gate import Answer, certify
-from calotype.guest.guest import READ_LIMIT, Stat
 from calotype.guest.initramfs import modules
 from calotype.guest.locate import DiskMap, Filesystem, Partition, find_root, survey
 
 MIB = 1 << 20
 ROOT = Partition(1, MIB, 30 * MIB, "", Filesystem.EXT)
 GPT = DiskMap("gpt", (ROOT,), boot_code=True)
-
-
-class Files:
-    """A tree of nothing but files, by path."""
-
-    def __init__(self, **contents: str | bytes) -> None:
-        self.contents: dict[str, bytes] = {}
-        for path, content in contents.items():
-            self.put(path, content)
-
-    def put(self, path: str, content: str | bytes) -> "Files":
-        self.contents[path] = content.encode() if isinstance(content, str) else content
-        return self
-
-    def stat(self, path: str) -> Stat | None:
-        if path in self.contents:
-            return Stat(stat.S_IFREG | 0o644, 0, 0, len(self.contents[path]), 1)
-        return Stat(stat.S_IFDIR | 0o755, 0, 0, 0, 2) if self.list(path) else None
-
-    def list(self, path: str) -> list[str]:
-        start = path.rstrip("/") + "/"
-        return sorted({p[len(start) :].split("/")[0] for p in self.contents if p.startswith(start)})
-
-    def read(self, path: str, limit: int = READ_LIMIT) -> bytes | None:
-        found = self.contents.get(path)
-        return None if found is None else found[:limit]
-
-    def real(self, path: str) -> str | None:
-        return path if self.stat(path) else None
-
-    def is_blank(self, path: str, keep: int) -> bool:
-        return not any(self.contents.get(path, b"")[keep:])
 
 
 def answer(rule: str, tree: Files, found: DiskMap = GPT, size: int = 32 * MIB) -> Answer:

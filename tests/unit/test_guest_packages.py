@@ -6,45 +6,20 @@ import sqlite3
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.trees import Files
 
 from calotype.errors import GuestError
-from calotype.guest.guest import READ_LIMIT, Stat
 from calotype.guest.packages import Family, Package, compare, inventory, owners
 from calotype.guest.packages.rpm import Header
 from calotype.guest.packages.rpm_bdb import blobs as bdb_blobs
 from calotype.guest.packages.rpm_ndb import blobs as ndb_blobs
 from calotype.guest.packages.sqlite import Database
-
-
-class Files:
-    """A tree of files in memory."""
-
-    def __init__(self, files: Mapping[str, bytes]) -> None:
-        self.files = dict(files)
-
-    def stat(self, path: str) -> Stat | None:
-        data = self.files.get(path)
-        return None if data is None else Stat(0o100644, 0, 0, len(data), 1)
-
-    def list(self, path: str) -> list[str]:
-        head = path.rstrip("/") + "/"
-        return sorted({p[len(head) :].split("/")[0] for p in self.files if p.startswith(head)})
-
-    def read(self, path: str, limit: int = READ_LIMIT) -> bytes | None:
-        data = self.files.get(path)
-        return None if data is None else data[:limit]
-
-    def real(self, path: str) -> str | None:
-        return path if path in self.files else None
-
-    def is_blank(self, path: str, keep: int) -> bool:
-        return not any(self.files[path][keep:])
 
 
 def read(tree: Files) -> Callable[[list[str]], dict[str, bytes]]:

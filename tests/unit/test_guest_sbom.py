@@ -14,7 +14,8 @@ from cyclonedx.validation.json import JsonStrictValidator
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.disks import BytesDisk
-from tests.unit.test_guest_packages import INSTALLED, STATUS, Files
+from tests.trees import Files
+from tests.unit.test_guest_packages import INSTALLED, STATUS
 
 from calotype import cli, run
 from calotype.config import Home

@@ -8,7 +8,6 @@ a capture makes.
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import NamedTuple
 
 from calotype.disk import Disk, overlay
 from calotype.disk.layout import MappedDisk
@@ -21,6 +20,7 @@ from calotype.engine.machines import running
 from calotype.engine.steps import DEFAULT, Steps
 from calotype.errors import GuestError
 from calotype.guest import GeneralizeReport, select, survey
+from calotype.guest.fstab import unescaped
 from calotype.guest.generalize import perform_and_check, suitable
 from calotype.guest.mounts import MountedGuest, devices, mount_guest, unmount_guest
 from calotype.guest.proof import preferences
@@ -155,30 +155,18 @@ class AgentShell:
         return self._agent.run(["/bin/sh", "-c", take], stdin=data, timeout=timeout)
 
 
-class _Entry(NamedTuple):
-    path: str
-    type: str
-
-
 def _apart(shell: Shell) -> list[str]:
     """Where a running guest has mounted what is no part of its disks."""
     done = shell.run(b"cat /proc/self/mounts 2> /dev/null || mount -p")
     if done.status != 0:
         raise GuestError("the guest does not tell what it has mounted")
-    entries = []
+    # The last of several on one place is the one that is seen.
+    seen: dict[str, str] = {}
     for line in done.stdout.decode("utf-8", "surrogateescape").splitlines():
         fields = line.split()
         if len(fields) >= 3:
-            entries.append(_Entry(_unescaped(fields[1]), fields[2]))
-    # The last of several on one place is the one that is seen.
-    seen = {entry.path: entry.type for entry in entries}
+            seen[unescaped(fields[1])] = fields[2]
     return sorted(path for path, kind in seen.items() if kind not in _OF_DISKS and path != "/")
-
-
-def _unescaped(field: str) -> str:
-    for code, sign in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        field = field.replace(code, sign)
-    return field
 
 
 def _refuse_snapshots(shell: ApplianceMachine) -> None:

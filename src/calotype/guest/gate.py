@@ -11,6 +11,7 @@ from typing import NamedTuple
 from calotype.disk.base import Disk, read
 from calotype.errors import GuestError
 from calotype.guest.accounts import homes, rows
+from calotype.guest.fstab import fstab
 from calotype.guest.guest import Stat, Tree, glob, join, lines
 from calotype.guest.initramfs import modules
 from calotype.guest.inspect import Inspection, inspect_guest
@@ -34,6 +35,8 @@ _COMMAND_LINES = (
     "/boot/syslinux/syslinux.cfg",
 )
 _KERNEL_LINE = re.compile(r"\s*(linux(16|efi)?|options|append|kernel)\s+(.*)", re.IGNORECASE)
+#: Names of devices that are the same whatever order they are found in.
+_STABLE = ("UUID=", "PARTUUID=", "LABEL=", "PARTLABEL=", "/dev/disk/", "/dev/mapper/")
 _MEMORY_FILE_SYSTEMS = {"tmpfs", "proc", "sysfs", "devpts", "swap", "none"}
 
 
@@ -124,12 +127,8 @@ def _label(found: DiskMap, disk: Disk) -> _Said:
 
 def _swap(tree: Tree, found: DiskMap) -> _Said:
     partitions = [str(p.number) for p in found.partitions if p.filesystem is Filesystem.SWAP]
-    entries = [
-        fields[0]
-        for line in lines(tree, "/etc/fstab")
-        if len(fields := line.partition("#")[0].split()) > 2 and fields[2] == "swap"
-    ]
-    seen = [f"partition {number}" for number in partitions] + [f"fstab: {e}" for e in entries]
+    seen = [f"partition {number}" for number in partitions]
+    seen += [f"fstab: {entry.spec}" for entry in fstab(tree) if entry.type == "swap"]
     return _said(not seen, ", ".join(seen) or "none on the OS disk")
 
 
@@ -214,26 +213,21 @@ def _bits(tree: Tree, found: DiskMap) -> _Said:
 
 def _root(tree: Tree, found: DiskMap) -> _Said:
     del found
-    for line in lines(tree, "/etc/fstab"):
-        fields = line.partition("#")[0].split()
-        if len(fields) > 2 and fields[1] == "/":
-            stable = fields[0].startswith(
-                ("UUID=", "PARTUUID=", "LABEL=", "PARTLABEL=", "/dev/disk/")
-            )
-            stable = stable or fields[0].startswith("/dev/mapper/")
-            known = fields[2] in ("ext4", "ext3", "xfs", "btrfs", "auto")
-            return _said(stable and known, f"fstab: {fields[0]} {fields[2]}")
+    for entry in fstab(tree):
+        if entry.point == "/":
+            known = entry.type in ("ext4", "ext3", "xfs", "btrfs", "auto")
+            stable = entry.spec.startswith(_STABLE)
+            return _said(stable and known, f"fstab: {entry.spec} {entry.type}")
     return Answer.UNKNOWN, "fstab does not say what / is"
 
 
 def _mounts(tree: Tree, found: DiskMap) -> _Said:
     del found
     unstable = [
-        fields[0]
-        for line in lines(tree, "/etc/fstab")
-        if len(fields := line.partition("#")[0].split()) > 2
-        and re.match(r"/dev/(sd|vd|hd|xvd|nvme)", fields[0])
-        and fields[2] not in _MEMORY_FILE_SYSTEMS
+        entry.spec
+        for entry in fstab(tree)
+        if re.match(r"/dev/(sd|vd|hd|xvd|nvme)", entry.spec)
+        and entry.type not in _MEMORY_FILE_SYSTEMS
     ]
     return _said(not unstable, ", ".join(unstable) or "no device is named by its order")
 

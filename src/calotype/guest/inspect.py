@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from calotype.disk.base import Disk
 from calotype.errors import GuestError
 from calotype.guest.accounts import accounts, rows
-from calotype.guest.guest import Tree, glob, lines, text
+from calotype.guest.fstab import fstab
+from calotype.guest.guest import Tree, glob, text
 from calotype.guest.locate import BIOS_BOOT, ESP, DiskMap, find_root, survey
 from calotype.guest.os_release import os_release
 from calotype.model import Architecture, Generation, OsType
@@ -161,11 +162,10 @@ def _kernels(guest: Tree) -> list[str]:
 
 def _mounts(guest: Tree) -> Iterator[tuple[str, str]]:
     """(mount point, device) of what fstab and enabled units mount, and is not just in memory."""
-    for line in lines(guest, "/etc/fstab"):
-        fields = line.partition("#")[0].split()
-        if len(fields) >= 3 and fields[2] not in _DISKLESS:
-            point = unescaped(fields[1])
-            yield _normal(point) if point.startswith("/") else point, fields[0]
+    for entry in fstab(guest):
+        if entry.type not in _DISKLESS:
+            point = entry.point
+            yield _normal(point) if point.startswith("/") else point, entry.spec
     for path in glob(guest, "/etc/systemd/system/*.wants/*mount"):
         unit = posixpath.basename(path).replace(".automount", ".mount")
         for directory in _UNITS:
@@ -182,11 +182,6 @@ def _mounted_by(unit: str) -> Iterator[tuple[str, str]]:
 
 def _normal(path: str) -> str:
     return posixpath.normpath("/" + path.lstrip("/"))
-
-
-def unescaped(field: str) -> str:
-    """A field of fstab, in which spaces and their like are octal numbers."""
-    return re.sub(r"\\([0-7]{3})", lambda sign: chr(int(sign[1], 8)), field)
 
 
 def _time_zone(guest: Tree) -> str:

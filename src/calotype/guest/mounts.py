@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from calotype.errors import GuestError
-from calotype.guest.guest import lines
-from calotype.guest.inspect import unescaped
+from calotype.guest.fstab import fstab
 from calotype.guest.remote import Outcome, RemoteGuest, Shell, complaint, quoted
 
 #: The appliance's directory that the guest's root is mounted on.
@@ -200,14 +199,10 @@ is=$?; cd /; umount %s && exit $is""" % (ROOT.encode(), ROOT.encode())
 
 def _fstab(guest: RemoteGuest) -> Iterator[tuple[str, str, str]]:
     """(device, mount point, options that choose a subvolume) of each line that names a disk."""
-    for line in lines(guest, "/etc/fstab"):
-        fields = line.partition("#")[0].split() if not line.startswith("#") else []
-        if len(fields) < 3 or fields[2] not in (*_TYPES, "auto"):
-            continue
-        point = unescaped(fields[1])
-        if point.startswith("/") and point.strip("/"):
-            chosen = _SUBVOLUME.search(fields[3]) if len(fields) > 3 else None
-            yield unescaped(fields[0]).replace('"', ""), point, chosen[0] if chosen else ""
+    for entry in fstab(guest):
+        if entry.type in (*_TYPES, "auto") and entry.point[:1] == "/" and entry.point.strip("/"):
+            chosen = _SUBVOLUME.search(entry.options)
+            yield entry.spec.replace('"', ""), entry.point, chosen[0] if chosen else ""
 
 
 def _device(spec: str, found: Sequence[Device]) -> Device | None:

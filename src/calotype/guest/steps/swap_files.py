@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from calotype.guest.guest import Guest, Tree, lines
+from calotype.guest.fstab import fstab
+from calotype.guest.guest import Guest, Tree
 from calotype.guest.steps.step import Concern, SysprepStep
 
 #: A swap space's first page says what it is.
@@ -26,10 +27,9 @@ def check(guest: Tree) -> list[str]:
 def _swap_files(guest: Tree) -> Iterator[tuple[str, int]]:
     """(path, bytes to keep) of each: of one that was never made a swap file, nothing is kept."""
     named = {"/swapfile", "/swap.img", "/swap", "/var/swap", "/var/swapfile", "/swapfile.sys"}
-    for line in lines(guest, "/etc/fstab"):
-        fields = line.split()
-        if len(fields) > 2 and fields[2] == "swap" and fields[0].startswith("/"):
-            named.add(fields[0])
+    named |= {
+        entry.spec for entry in fstab(guest) if entry.type == "swap" and entry.spec[:1] == "/"
+    }
     for path in sorted(named):
         found = guest.stat(path)
         if found is not None and found.is_file:
