@@ -8,6 +8,8 @@ import pytest
 from tests import roots
 from tests.roots import Root
 
+from calotype import run
+from calotype.disk.base import read
 from calotype.disk.view import RawSource, writable
 from calotype.guest import Proof, generalize
 from calotype.guest.offline import ExtGuest
@@ -281,3 +283,32 @@ def test_files_that_include_each_other(tmp_path: Path) -> None:
     with closing(RawSource(laid_out(tmp_path, "debian", change)).open()) as disk:
         tree = ExtGuest.on_disk(disk, 0, disk.size)
         assert [setting.key for setting in settings(tree)] == ["clientaliveinterval"]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_deleted_files_on_other_partitions(tmp_path: Path, *, damaged: bool) -> None:
+    """Ubuntu has an ext4 at /boot, people have one at /srv: what was deleted there is erased too."""
+    path, other = laid_out(tmp_path, "debian", lambda _: None), tmp_path / "srv.raw"
+    (tmp_path / "gone").write_text("CANARY-deleted " * 1000)
+    (tmp_path / "kept").write_text("KEEP-me " * 1000)
+    run.run(["mke2fs", "-q", "-t", "ext4", str(other), f"{SIZE >> 10}k"])
+    script = f"write {tmp_path}/gone gone\nwrite {tmp_path}/kept kept\nrm gone\n"
+    script += "clri <2>\n" if damaged else ""
+    run.run(["debugfs", "-w", "-f", "-", str(other)], data=script.encode())
+    disk = tmp_path / "disk.raw"
+    with disk.open("wb") as file:
+        file.truncate(SIZE * 2 + (3 << 20))
+        for number, part in enumerate((path, other)):
+            file.seek((1 << 20) + number * SIZE)
+            file.write(part.read_bytes())
+    first, sectors = (1 << 20) // 512, SIZE // 512
+    argv = ["sgdisk", "-n", f"1:{first}:{first + sectors - 1}"]
+    run.run([*argv, "-n", f"2:{first + sectors}:{first + 2 * sectors - 1}", str(disk)])
+    assert b"CANARY-deleted" in disk.read_bytes()
+    with writable(RawSource(disk), tmp_path / "overlay", tmp_path) as view:
+        report = generalize(view)
+    with closing(view.disk()) as after:
+        raw = read(after, 0, after.size)
+    assert (b"CANARY-deleted" in raw) is damaged
+    assert b"KEEP-me KEEP-me" in raw
+    assert any("partition 2" in note for note in report.notes) is damaged

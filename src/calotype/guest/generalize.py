@@ -96,6 +96,8 @@ def generalize(
         wiped, state = (0, "not changed") if dry_run else _finish(view, root, path, progress)
     if not dry_run:
         _wipe_swap(view, found)
+        more, untouched = _erase_others(view, found, root, progress)
+        wiped, notes = wiped + more, (*notes, *untouched)
     return GeneralizeReport(
         before=before,
         steps=tuple(steps),
@@ -179,6 +181,24 @@ def _finish(view: WritableView, root: Partition, path: Path, progress: Progress)
         wiped = wipe(path, view.path, root.offset)
     with progress.phase("checking the file system", None):
         return wiped, tools.verify(path)
+
+
+def _erase_others(
+    view: WritableView, found: DiskMap, root: Partition, progress: Progress
+) -> tuple[int, list[str]]:
+    """Erase what was deleted on the disk's other ext4 partitions; what is damaged there is told and stays."""
+    wiped, notes = 0, []
+    for partition in found.partitions:
+        if partition.filesystem is not Filesystem.EXT or partition == root:
+            continue
+        try:
+            with view.partition(partition.offset, partition.size) as path:
+                wiped += _finish(view, partition, path, progress)[0]
+        except GuestError as error:
+            notes.append(
+                f"deleted files of partition {partition.number} were not erased: {error.message}"
+            )
+    return wiped, notes
 
 
 def _wipe_swap(view: WritableView, found: DiskMap) -> None:
