@@ -90,7 +90,10 @@ def _check(image: Image, clones: int, timeout: float) -> None:
     if image.architecture is not Architecture.X64:
         raise InvalidInput(f"image '{image.name}' is for {image.architecture}; this host runs x64")
     if image.os_state is OsState.GENERALIZED and image.os_type is OsType.WINDOWS:
-        raise InvalidInput("provisioning of generalized Windows images is not built yet")
+        raise InvalidInput(
+            "a generalized Windows cannot be boot-tested: its clones have no key to log in with",
+            hint="make a VM of it and look: calotype vm create NAME --image IMAGE --admin-password -",
+        )
 
 
 def _state(base: Path) -> tuple[int, ...]:
