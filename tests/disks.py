@@ -1,8 +1,9 @@
-"""A disk in memory, for tests and campaigns."""
+"""Disks for tests and campaigns: one in memory, and one as a raw file."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from calotype.disk.base import Extent
+from calotype.disk.base import Disk, Extent, read
 
 
 class BytesDisk:
@@ -23,3 +24,13 @@ class BytesDisk:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def write_raw(disk: Disk, path: Path) -> None:
+    """Write a disk to a sparse file."""
+    with path.open("wb") as file:
+        file.truncate(disk.size)
+        for extent in disk.extents():
+            if not extent.zero:
+                file.seek(extent.offset)
+                file.write(read(disk, extent.offset, extent.length))

@@ -1,9 +1,41 @@
-"""A guest's tree of files in memory."""
+"""Trees of files for tests: one in memory, and names that are hard on whoever handles them."""
 
 import stat
 from collections.abc import Mapping
 
 from calotype.guest.guest import READ_LIMIT, Stat
+
+#: Names that shells, listings and terminals trip over.
+HOSTILE_NAMES = [
+    b"sp ace",
+    b'qu"ote',
+    b"ap'ostrophe",
+    b"new\nline",
+    b"carriage\rreturn",
+    b"tab\there",
+    b"\xff\xfe\xfd",
+    b"back\\slash",
+    b"-rf",
+    b"; touch gone",
+    b"$(id)`id`",
+    b" lead",
+    b"trail ",
+    b"*",
+    b"[a]?",
+    b"\x01\x1b[2J",
+    b"a -> b",
+    b"'x' -> 'y'",
+    b"\nEOF\n",
+    b"x" * 255,
+    b'""',
+    b"<12>",
+    b"<2>",
+    b"#hash",
+    b"-R",
+    b"; rm -rf",
+    b"$(id)",
+    b"[a]",
+]
 
 
 class Files:

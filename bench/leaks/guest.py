@@ -142,8 +142,3 @@ class Room:
         finally:
             self._driver.kill(directory)
             self._driver.release(directory)
-
-    def last_words(self, name: str) -> str:
-        """The last lines on a machine's serial port."""
-        log = self._driver.serial_log(self.root / name, 4000).decode(errors="replace")
-        return "\n".join(log.splitlines()[-15:])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tests.trees import HOSTILE_NAMES
 
 from calotype import run
 from calotype.errors import GuestError, TimedOut
@@ -17,30 +18,6 @@ from calotype.guest import Action, Edit
 from calotype.guest.guest import glob, walk
 from calotype.guest.offline import offline
 from calotype.guest.remote import RemoteGuest
-
-NAMES = [
-    b"sp ace",
-    b'qu"ote',
-    b"ap'ostrophe",
-    b"new\nline",
-    b"carriage\rreturn",
-    b"tab\there",
-    b"\xff\xfe\xfd",
-    b"back\\slash",
-    b"-rf",
-    b"; touch gone",
-    b"$(id)`id`",
-    b" lead",
-    b"trail ",
-    b"*",
-    b"[a]?",
-    b"\x01\x1b[2J",
-    b"a -> b",
-    b"'x' -> 'y'",
-    b"\nEOF\n",
-    b"x" * 255,
-]
-
 
 #: Opens the guest; its tree may be of any kind.
 Opened = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -199,12 +176,12 @@ def test_links_stay_inside_the_tree(opened: Opened, tree: Path, tmp_path: Path) 
 def test_names_of_any_bytes(opened: Opened, tree: Path) -> None:
     for directory in ("one", "all", "kept"):
         (tree / "home" / directory).mkdir()
-        for name in NAMES:
+        for name in HOSTILE_NAMES:
             (tree / "home" / directory / os.fsdecode(name)).write_bytes(b"content of " + name)
     (tree / "home/kept").chmod(0o1777)
     with opened() as guest:
-        assert [os.fsencode(n) for n in guest.list("/home/one")] == sorted(NAMES)
-        for name in NAMES:
+        assert [os.fsencode(n) for n in guest.list("/home/one")] == sorted(HOSTILE_NAMES)
+        for name in HOSTILE_NAMES:
             inner = "/home/one/" + os.fsdecode(name)
             assert guest.read(inner) == b"content of " + name
             if b"\n" not in name and b"\r" not in name:  # no line of debugfs can name a new one
@@ -212,7 +189,7 @@ def test_names_of_any_bytes(opened: Opened, tree: Path) -> None:
         guest.remove("/home/all")
         guest.truncate("/home/kept")
     with opened() as guest:
-        for name in NAMES:
+        for name in HOSTILE_NAMES:
             inner = "/home/one/" + os.fsdecode(name)
             plain = b"\n" not in name and b"\r" not in name
             assert guest.read(inner) == (b"new " if plain else b"content of ") + name

@@ -5,36 +5,13 @@ import stat
 from pathlib import Path
 
 import pytest
+from tests.trees import HOSTILE_NAMES
 
 from calotype import run
 from calotype.errors import GuestError
 from calotype.guest import Action, Edit, steps
 from calotype.guest.guest import glob, walk
 from calotype.guest.offline import offline
-
-HOSTILE_NAMES = [
-    b"sp ace",
-    b'qu"ote',
-    b'""',
-    b"ap'ostrophe",
-    b"new\nline",
-    b"carriage\rreturn",
-    b"tab\there",
-    b"\xff\xfe\xfd",
-    b"back\\slash",
-    b"<12>",
-    b"<2>",
-    b"#hash",
-    b"-R",
-    b"; rm -rf",
-    b"$(id)",
-    b" lead",
-    b"trail ",
-    b"*",
-    b"[a]",
-    b"\x01\x1b[2J",
-    b"x" * 255,
-]
 
 
 def image(tree: Path, path: Path, size: str = "16M", *options: str) -> Path:

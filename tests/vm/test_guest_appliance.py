@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.disks import write_raw
 
 from calotype import run
 from calotype.config import Home
@@ -200,12 +201,8 @@ def generalized(
     assert report.filesystem.endswith("is clean")
     assert not any(step.left for step in report.steps)
     raw = path.with_suffix(".out")
-    with contextlib.closing(view.disk()) as disk, raw.open("wb") as file:
-        file.truncate(disk.size)
-        for extent in disk.extents():
-            if not extent.zero:
-                file.seek(extent.offset)
-                file.write(read(disk, extent.offset, extent.length))
+    with contextlib.closing(view.disk()) as disk:
+        write_raw(disk, raw)
         with appliance_tree(context, disk) as mounted:
             check(mounted)
             guest = mounted.guest

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.disks import write_raw
 
 from calotype.disk import overlay
 from calotype.disk.base import read
@@ -103,12 +104,8 @@ def _generalized(source: OverlaySource, room: Path, target: Path) -> GeneralizeR
     """Generalize a copy and write it out as a raw file."""
     with writable(source, room / "throw-away.qcow2", room) as view:
         report = generalize(view)
-    with contextlib.closing(view.disk()) as disk, target.open("wb") as file:
-        file.truncate(disk.size)
-        for extent in disk.extents():
-            if not extent.zero:
-                file.seek(extent.offset)
-                file.write(read(disk, extent.offset, extent.length))
+    with contextlib.closing(view.disk()) as disk:
+        write_raw(disk, target)
         assert prove_disk(disk).verdict is Verdict.GENERALIZED
     target.chmod(0o444)
     return report

@@ -15,9 +15,6 @@ from calotype.guest.hive import Hive, Key
 from calotype.guest.ntfs_tree import NtfsTree
 from calotype.guest.proof import prove_disk
 
-#: The file system's own structures in the test volume: what is worth mutating.
-_INTERESTING = (0, 1, 2, 5, 6, 30, 64, 72, 80)
-
 
 class Patched(BytesDisk):
     """A disk with a few other bytes, without a copy of it for each mutant."""
