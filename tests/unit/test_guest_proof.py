@@ -2,6 +2,7 @@
 
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,22 @@ def test_what_contradicts() -> None:
         assert proof(verdict).contradicts(special) == ()
     for verdict in (Verdict.GENERALIZED, Verdict.UNKNOWN):
         assert proof(verdict).contradicts(general) == ()
+
+
+@pytest.mark.parametrize(
+    ("findings", "left_out", "only"),
+    [
+        ([KEYS], {"ssh-host-keys"}, True),
+        ([KEYS, LOG], {"ssh-host-keys"}, True),  # a trace speaks against nothing
+        ([KEYS, PERSON], {"ssh-host-keys"}, False),
+        ([KEYS, PERSON], {"ssh-host-keys", "users", "timers"}, True),
+        ([LOG], {"logs"}, False),
+        ([], set(), False),
+    ],
+)
+def test_only_what_was_left_out(findings: list[Finding], left_out: set[str], *, only: bool) -> None:
+    mixed = replace(proof(Verdict.MIXED), findings=tuple(findings))
+    assert mixed.only(left_out) is only
 
 
 def of(path: Path) -> Proof:

@@ -24,7 +24,7 @@ from calotype.engine.operation import Operation
 from calotype.engine.restore import keep
 from calotype.engine.steps import DEFAULT, Steps
 from calotype.errors import CalotypeError, GuestError, NotAllowed, ToolFailed
-from calotype.guest import Concern, GeneralizeReport, Proof, select
+from calotype.guest import GeneralizeReport, Proof, select
 from calotype.machine import Agent
 from calotype.model import OsType, PowerState, RestorePoint, Verdict, VirtualMachine
 
@@ -273,7 +273,5 @@ def _act(
 
 def _require_general(proof: Proof, left_out: Collection[str]) -> None:
     """Refuse what the proof does not call general, but for what the user left out."""
-    found = {finding.step for finding in proof.of(Concern.IDENTITY, Concern.CREDENTIAL)}
-    asked = bool(found) and found <= {*left_out}
-    if proof.verdict is not Verdict.GENERALIZED and not asked:
+    if proof.verdict is not Verdict.GENERALIZED and not proof.only(left_out):
         raise GuestError(f"the result looks {proof.verdict}: {'; '.join(proof.reasons[:5])}")

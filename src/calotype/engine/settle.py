@@ -21,7 +21,14 @@ class Settled:
     overruled: tuple[str, ...] = ()
 
 
-def settle(image: Image, declared: OsState | None, proof: Proof, *, force: bool = False) -> Settled:
+def settle(
+    image: Image,
+    declared: OsState | None,
+    proof: Proof,
+    *,
+    force: bool = False,
+    how: str = "with --force",
+) -> Settled:
     """The image with its OS state as declared and proved; undeclared, as seen.
 
     Args:
@@ -29,6 +36,7 @@ def settle(image: Image, declared: OsState | None, proof: Proof, *, force: bool 
         declared: what the user says of it.
         proof: what its OS disk shows.
         force: the declared state holds against the evidence, which is noted in the image.
+        how: what ``force`` comes from, for the note.
 
     Raises:
         InvalidInput: the evidence contradicts what is declared; or nothing is, and it cannot be seen.
@@ -48,7 +56,7 @@ def settle(image: Image, declared: OsState | None, proof: Proof, *, force: bool 
             _contradiction(image.name, proof, declared, against), hint=_cure(image, declared)
         )
     if against:
-        note = f"declared {declared} with --force, but its disk looks {proof.verdict}: {_some(against)}"
+        note = f"declared {declared} {how}, but its disk looks {proof.verdict}: {_some(against)}"
         return Settled(noted(image, note), against)
     if proof.verdict is Verdict.UNKNOWN:
         return Settled(
@@ -92,8 +100,10 @@ def settle_generalized(
     Raises:
         InvalidInput: something else of one machine is left.
     """
-    asked = {finding.step for finding in proof.findings} <= {*left_out}
-    return settle(image, OsState.GENERALIZED, proof, force=force or asked)
+    how = "with --force"
+    if proof.only(left_out):
+        force, how = True, f"with steps left out ({', '.join(sorted(left_out))})"
+    return settle(image, OsState.GENERALIZED, proof, force=force, how=how)
 
 
 def state_of(proof: Proof) -> OsState:

@@ -50,6 +50,11 @@ class Proof:
         """The findings of these concerns."""
         return tuple(f for f in self.findings if f.concern in concerns)
 
+    def only(self, left_out: Collection[str]) -> bool:
+        """Whether what speaks against calling it general is what these steps would have removed."""
+        grave = {finding.step for finding in self.of(Concern.IDENTITY, Concern.CREDENTIAL)}
+        return bool(grave) and grave <= {*left_out}
+
     def contradicts(self, declared: OsState) -> tuple[str, ...]:
         """Why the disk is not in the state that somebody says; empty when it may be.
 
