@@ -3,7 +3,6 @@
 import hashlib
 import os
 import secrets
-import socket
 import zoneinfo
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from calotype.engine import bases, keys, names
 from calotype.engine.context import Context
 from calotype.engine.machines import indexes, seed_path, specification
 from calotype.errors import Conflict, InvalidInput
+from calotype.machine import ssh
 from calotype.machine.seed import Provisioning, build_seed, hash_password
 from calotype.machine.windows_seed import WindowsProvisioning, build_windows_seed
 from calotype.model import (
@@ -307,26 +307,16 @@ def _free_disk_name(context: Context, wanted: str) -> str:
 def _free_port(used: set[int]) -> int:
     for _ in range(1000):
         port = secrets.choice(_PORTS)
-        if port not in used and _is_free(port):
+        if port not in used and ssh.is_free(port):
             return port
     raise Conflict("no free TCP port on 127.0.0.1 between 22000 and 32000")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def _forwards(wanted: Sequence[tuple[int, int]], used: set[int]) -> tuple[tuple[int, int], ...]:
     result: list[tuple[int, int]] = []
     for host, guest in wanted:
         port = host or _free_port(used)
-        if port in used or not _is_free(port):
+        if port in used or not ssh.is_free(port):
             raise Conflict(f"port {port} of 127.0.0.1 is taken", hint="write 0:PORT for a free one")
         used.add(port)
         result.append((port, guest))

@@ -17,7 +17,7 @@ from calotype.errors import GuestError
 #: As much of a file as is read unless more is asked for.
 READ_LIMIT = 16 << 20
 #: What is at the top of a system, and never a place of logs or homes; "" is the root itself.
-_SYSTEM = {
+SYSTEM = {
     "",
     "bin",
     "boot",
@@ -171,7 +171,7 @@ def strays(guest: Tree, path: str) -> str:
     real = guest.real(path)
     if real is None or real == path or real.startswith("/usr/home"):
         return ""
-    return real if real.strip("/").split("/")[0] in _SYSTEM else ""
+    return real if real.strip("/").split("/")[0] in SYSTEM else ""
 
 
 def text(guest: Tree, path: str) -> str:

@@ -66,11 +66,17 @@ def free_port(first: int = 22000, last: int = 32000, *, taken: Sequence[int] = (
         Conflict: there is none.
     """
     for port in range(first, last + 1):
-        if port not in taken:
-            with socket.socket() as probe:
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError:
-                    continue
-                return port
+        if port not in taken and is_free(port):
+            return port
     raise Conflict(f"no port from {first} to {last} is free on 127.0.0.1")
+
+
+def is_free(port: int) -> bool:
+    """Whether a server can be started on a port of 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as QEMU does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

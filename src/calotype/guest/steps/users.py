@@ -12,7 +12,7 @@ from calotype.guest.accounts import (
     rebuild,
     rows,
 )
-from calotype.guest.guest import Guest, Tree, glob, join, strays, walk
+from calotype.guest.guest import SYSTEM, Guest, Tree, glob, join, strays, walk
 from calotype.guest.steps.step import Concern, SysprepStep
 
 #: Directories whose files are named after their user.
@@ -42,8 +42,6 @@ _BY_OWNER = (
 _RULES = ("/etc/sudoers", "/etc/sudoers.d/*", "/etc/doas.conf", "/etc/doas.d/*")
 #: Directories in the spool of cron itself.
 _NOT_NAMES = {"atjobs", "atspool", "crontabs", "tabs", "lastrun"}
-#: No account's home there is removed, whatever /etc/passwd says.
-_SYSTEM = {"bin", "boot", "dev", "etc", "lib", "lib64", "proc", "root", "run", "sbin", "sys", "usr"}
 
 
 def perform(guest: Guest) -> None:
@@ -142,7 +140,7 @@ def _may_go(guest: Tree, account: Account, everyone: list[Account]) -> bool:
         return False
     others = (guest.real(a.home) or a.home for a in everyone if not a.is_person and a.home != "/")
     inside = any(join(other, "").startswith(join(real, "")) for other in others)
-    return real.split("/")[1] not in _SYSTEM and not inside
+    return real.split("/")[1] not in SYSTEM and not inside
 
 
 def _rule_of(line: str, leaving: list[Account]) -> bool:
