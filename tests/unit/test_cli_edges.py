@@ -14,14 +14,20 @@ import pytest
 from calotype import cli, errors, units
 from calotype.cli import exits
 from calotype.cli.common import Common
+from calotype.cli.generalize import explain, explain_rehearsal
 from calotype.cli.output import emit, plain
 from calotype.cli.text import size
+from calotype.cli.verify import show_proof
 from calotype.cli.vm import _public_keys
 from calotype.config import Home
 from calotype.engine import names
 from calotype.errors import InvalidInput
+from calotype.guest import Concern, Finding, GeneralizeReport, Inspection, Proof
+from calotype.guest.generalize import StepReport
+from calotype.guest.guest import Action, Edit
+from calotype.guest.secrets import Secret
 from calotype.machine.seed import check_key
-from calotype.model import OsState
+from calotype.model import OsState, Verdict
 
 ALL = [
     kind
@@ -310,3 +316,41 @@ def test_a_user_without_a_home_is_told(monkeypatch):
     with pytest.raises(InvalidInput, match="no home") as caught:
         Home.from_environment()
     assert "CALOTYPE_HOME" in (caught.value.hint or "")
+
+
+def test_an_end_of_line_in_a_name_makes_no_line_of_ours(capsys):
+    """A file on a stranger's disk may be called "x\\nverdict   Generalized"."""
+    name = "/root/.ssh/x\nverdict   Generalized"
+    finding = Finding("root-keys", "Keys", Concern.CREDENTIAL, (f"{name} is there",))
+    proof = Proof(
+        verdict=Verdict.MIXED,
+        reasons=(f"root-keys: {name} is there",),
+        seen=Inspection(os_name="A\nB"),
+        findings=(finding,),
+        checked=("root-keys",),
+        secrets=(Secret("private key", name),),
+    )
+    show_proof(proof)
+    step = StepReport("x", "y", (Edit(Action.REMOVED, name),), ())
+    report = GeneralizeReport(
+        before=proof.seen,
+        steps=(step,),
+        disabled=(),
+        secrets=proof.secrets,
+        notes=(),
+        wiped=0,
+        filesystem="",
+        dry_run=True,
+    )
+    explain_rehearsal(report)
+    explain(report, name)
+
+    def fail():
+        raise errors.GuestError(f"{name} is larger than 16 MiB")
+
+    exits.guard(fail)
+    emit(Common(output="tsv"), [{"name": name, "kind": "a\tb"}])
+    said = capsys.readouterr()
+    assert not [line for line in said.out.splitlines() if line.startswith("verdict")]
+    assert not [line for line in said.err.splitlines() if line.startswith("verdict")]
+    assert said.out.splitlines()[-1].count("\t") == 1

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from calotype import units
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
-from calotype.cli.text import visible
+from calotype.cli.text import one_line
 from calotype.engine.bootreport import BootReport, CloneReport, Difference
 from calotype.engine.boottest import boot_test
 from calotype.errors import GuestError
@@ -58,11 +58,11 @@ def _explain(common: Common | None, report: BootReport) -> None:
     rows = [_row(found) for found in report.differences or _alone(report.clones)]
     emit(common, rows, _columns(len(report.clones)) if rows else None)
     for note in report.notes:
-        print(f"note: {visible(note)}")
+        print(f"note: {one_line(note)}")
     for clone in report.clones:
         for artifact in clone.artifacts:
             if artifact.path is not None:
-                print(f"kept: {visible(artifact.path)}")
+                print(f"kept: {one_line(artifact.path)}")
     if report.passed:
         print(
             f"{report.stage}: {report.image_name}, in {report.seconds:.0f} s ({report.acceleration})"

@@ -10,12 +10,13 @@ from cyclopts import Parameter
 
 from calotype.cli.common import Common, session
 from calotype.cli.output import emit, for_people, plain
+from calotype.cli.text import one_line
 from calotype.cli.text import size as show_size
-from calotype.cli.text import visible
 from calotype.engine.diff import DiskDiff, ImageDiff, diff_images
 from calotype.engine.diff import sbom as make_sbom
 from calotype.guest.diff import Change, FileChange, GuestDiff
 
+_LONGEST = 8192  # characters of a line
 _MOST = 40  # lines of a list, unless all are asked for
 _DIRECTORIES = 8
 _SIGNS = {"added": "+", "removed": "-", "changed": "~"}
@@ -52,7 +53,7 @@ def diff(
         found = diff_images(context, a, b, appliance=appliance)
     if for_people(common):
         for line in _report(found, files=files, noise=all_):
-            print(visible(line))
+            print(one_line(line, _LONGEST))
     else:
         emit(common, {**plain(found), "differ": found.differ})
     return int(exit_code and found.differ)

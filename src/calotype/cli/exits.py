@@ -73,5 +73,6 @@ def of_the_system(error: OSError) -> errors.CalotypeError:
 
 def describe(error: errors.CalotypeError) -> str:
     """An error for people: its code, what is wrong, and the cure."""
-    text = f"ERROR ({error.code}): {error.message}"
+    # A name on a disk may hold an end of line: no line of it looks like one of ours.
+    text = f"ERROR ({error.code}): {error.message}".replace("\n", "\n    ")
     return visible(f"{text}\n  {error.hint}" if error.hint else text)

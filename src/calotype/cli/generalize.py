@@ -9,8 +9,8 @@ from calotype.cli.arguments import Repeat
 from calotype.cli.common import Common, session
 from calotype.cli.image import summary
 from calotype.cli.output import Columns, emit, for_people, plain
+from calotype.cli.text import one_line
 from calotype.cli.text import size as show_size
-from calotype.cli.text import visible
 from calotype.engine.generalize import generalize_image, rehearse_image
 from calotype.engine.steps import Steps
 from calotype.errors import InvalidInput
@@ -96,11 +96,11 @@ def explain(report: GeneralizeReport, what: str) -> None:
     """What was done to ``what``, in words."""
     edits = sum(len(step.edits) for step in report.steps)
     print(
-        f"generalized {visible(what)}: {len(report.steps)} steps, {edits} changes, "
+        f"generalized {one_line(what)}: {len(report.steps)} steps, {edits} changes, "
         f"{show_size(report.wiped)} of deleted content overwritten; every check found nothing left"
     )
     for secret in report.secrets:
-        print(f"  kept, and yours to judge: {visible(secret.path)} ({secret.kind})")
+        print(f"  kept, and yours to judge: {one_line(secret.path)} ({secret.kind})")
 
 
 def show_rehearsal(common: Common | None, report: GeneralizeReport) -> None:
@@ -118,12 +118,12 @@ def explain_rehearsal(report: GeneralizeReport) -> None:
             continue
         print(f"{step.name}: {step.heading}")
         for edit in step.edits[:_SHOWN]:
-            print(f"  {edit.action:8} {visible(edit.path)}")
+            print(f"  {edit.action:8} {one_line(edit.path)}")
         if len(step.edits) > _SHOWN:
             print(f"  and {len(step.edits) - _SHOWN} more (-o json shows all)")
     quiet = sum(not step.edits for step in report.steps)
     print(f"{quiet} other steps would find nothing to do; free space would be overwritten")
     for secret in report.secrets:
-        print(f"would stay, and yours to judge: {visible(secret.path)} ({secret.kind})")
+        print(f"would stay, and yours to judge: {one_line(secret.path)} ({secret.kind})")
     edits = sum(len(step.edits) for step in report.steps)
     print(f"{edits} changes would be made; nothing was done")

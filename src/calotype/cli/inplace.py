@@ -9,7 +9,7 @@ from calotype.cli.arguments import Seconds
 from calotype.cli.common import Common, session
 from calotype.cli.generalize import StepOptions, explain, explain_rehearsal
 from calotype.cli.output import Columns, emit, for_people, plain
-from calotype.cli.text import visible
+from calotype.cli.text import one_line, visible
 from calotype.engine import inplace
 from calotype.engine import restore as engine
 from calotype.engine.inplace import InPlaceReport
@@ -157,7 +157,7 @@ def _confirm(consequence: str) -> None:
 
 def _explain(report: InPlaceReport) -> None:
     for note in report.notes:
-        print(visible(note))
+        print(one_line(note))
     if report.already:
         print(f"VM '{report.vm.name}' is generalized already")
     elif report.restore_point is not None:
@@ -180,7 +180,7 @@ def _explain_done(report: InPlaceReport, point: str) -> None:
     if report.sysprep is not None:
         print(f"VM '{name}' is generalized: Sysprep took {report.sysprep.seconds:.0f} s")
         if report.sysprep.log_line:
-            print(f"  it went on after: {visible(report.sysprep.log_line)}")
+            print(f"  it went on after: {one_line(report.sysprep.log_line)}")
     print(f"an image of it: calotype vm capture {name} --image IMAGE")
     print(f"back as it was: calotype vm restore {name} (restore point {point})")
 
@@ -188,7 +188,7 @@ def _explain_done(report: InPlaceReport, point: str) -> None:
 def _tell(restored: Restored) -> None:
     point = restored.point
     print(
-        f"VM '{restored.vm.name}' is back at {point.created_at.isoformat()} ({visible(point.reason)})"
+        f"VM '{restored.vm.name}' is back at {point.created_at.isoformat()} ({one_line(point.reason)})"
     )
     for names, what in (
         (restored.detached, "attached since, now detached"),

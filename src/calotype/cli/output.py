@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from calotype.cli.common import Common
-from calotype.cli.text import visible
+from calotype.cli.text import one_line, visible
 from calotype.errors import InvalidInput
 
 #: Header of a column -> what stands in it, from one (plain) record.
@@ -87,7 +88,8 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     nested = isinstance(value, dict | list)
-    return visible(json.dumps(value, ensure_ascii=False) if nested else str(value))
+    text = json.dumps(value, ensure_ascii=False) if nested else str(value)
+    return one_line(text, sys.maxsize)
 
 
 def _tsv(data: Any) -> None:

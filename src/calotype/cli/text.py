@@ -1,6 +1,6 @@
 """Text on the terminal of a user."""
 
 from calotype.units import human_size as size
-from calotype.units import visible
+from calotype.units import one_line, visible
 
-__all__ = ["size", "visible"]
+__all__ = ["one_line", "size", "visible"]

@@ -2,7 +2,7 @@
 
 from calotype.cli.common import Common, session
 from calotype.cli.output import emit, for_people
-from calotype.cli.text import visible
+from calotype.cli.text import one_line
 from calotype.engine.verify import DataDisk, Verified, verify_image
 from calotype.guest import Finding, Proof
 from calotype.guest.gate import Answer
@@ -30,48 +30,49 @@ def verify(name: str, *, common: Common | None = None) -> int:
 
 def _show(verified: Verified) -> None:
     image, proof = verified.image, verified.proof
-    system = visible(proof.seen.os_name) or "no operating system that could be looked into"
+    system = one_line(proof.seen.os_name) or "no operating system that could be looked into"
     print(f"{image.name}: {system}")
     print(f"verdict   {proof.verdict}")
     holds = "CONTRADICTED by its disks" if verified.contradiction else "not contradicted"
     print(f"declared  {image.os_state}: {holds}")
-    _show_findings(proof)
-    for secret in proof.secrets:
-        print(f"  kept, and yours to judge: {visible(secret.path)} ({secret.kind})")
+    show_proof(proof)
     for disk in verified.data_disks:
         _show_data(disk)
     for note in proof.notes:
-        print(f"note      {visible(note)}")
+        print(f"note      {one_line(note)}")
     bad = [ruling for ruling in verified.certification if ruling.answer is not Answer.OK]
     print(f"Azure     {len(verified.certification) - len(bad)} of its rules hold")
     for ruling in bad:
         said = "no" if ruling.answer is Answer.BAD else "cannot be told"
-        print(f"  {ruling.rule}: {said}: {visible(ruling.evidence)}")
+        print(f"  {ruling.rule}: {said}: {one_line(ruling.evidence)}")
     print(f"report    calotype image report {image.name}")
 
 
 def _show_data(disk: DataDisk) -> None:
     kinds = ", ".join(kind for _, kind in disk.proof.filesystems) or "no file system"
     print(
-        f"LUN {disk.lun:<5} {kinds}: {'; '.join(map(visible, disk.proof.notes)) or 'looked into'}"
+        f"LUN {disk.lun:<5} {kinds}: {'; '.join(map(one_line, disk.proof.notes)) or 'looked into'}"
     )
     for secret in (*disk.proof.people, *disk.proof.secrets):
-        print(f"  {visible(secret.path)} ({secret.kind})")
+        print(f"  {one_line(secret.path)} ({secret.kind})")
 
 
-def _show_findings(proof: Proof) -> None:
+def show_proof(proof: Proof) -> None:
+    """What was checked and found, in words."""
     clean = len(proof.checked) - len(proof.findings)
     if proof.checked:
         print(f"checks    {clean} of {len(proof.checked)} found nothing")
     else:
-        print(f"          {visible('; '.join(proof.reasons))}")
+        print(f"          {one_line('; '.join(proof.reasons))}")
     for finding in proof.findings:
         _show_finding(finding)
+    for secret in proof.secrets:
+        print(f"  kept, and yours to judge: {one_line(secret.path)} ({secret.kind})")
 
 
 def _show_finding(finding: Finding) -> None:
     print(f"  {finding.step} ({finding.concern}): {finding.heading}")
     for line in finding.left[:_SHOWN]:
-        print(f"    {visible(line)}")
+        print(f"    {one_line(line)}")
     if len(finding.left) > _SHOWN:
         print(f"    and {len(finding.left) - _SHOWN} more (-o json shows all)")
