@@ -354,3 +354,9 @@ def test_an_end_of_line_in_a_name_makes_no_line_of_ours(capsys):
     assert not [line for line in said.out.splitlines() if line.startswith("verdict")]
     assert not [line for line in said.err.splitlines() if line.startswith("verdict")]
     assert said.out.splitlines()[-1].count("\t") == 1
+
+
+def test_a_cell_may_have_several_lines_for_people(capsys):
+    """The disks of a VM stand below each other."""
+    emit(Common(), {"disks": "OS disk: a\nLUN 3: b"})
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["a", "b"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
@@ -16,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from calotype.cli.common import Common
-from calotype.cli.text import one_line, visible
+from calotype.cli.text import visible
 from calotype.errors import InvalidInput
 
 #: Header of a column -> what stands in it, from one (plain) record.
@@ -88,8 +87,7 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     nested = isinstance(value, dict | list)
-    text = json.dumps(value, ensure_ascii=False) if nested else str(value)
-    return one_line(text, sys.maxsize)
+    return visible(json.dumps(value, ensure_ascii=False) if nested else str(value))
 
 
 def _tsv(data: Any) -> None:
