@@ -312,3 +312,36 @@ def test_deleted_files_on_other_partitions(tmp_path: Path, *, damaged: bool) -> 
     assert (b"CANARY-deleted" in raw) is damaged
     assert b"KEEP-me KEEP-me" in raw
     assert any("partition 2" in note for note in report.notes) is damaged
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "reason"),
+    [
+        ("8302", ["mke2fs", "-q", "-t", "ext4"], "/home is on a file system of its own"),
+        ("0700", ["mkfs.fat", "-n", "CIDATA"], "partition 2 is a seed"),
+        ("8300", ["mke2fs", "-q", "-L", "config-2"], "partition 2 is a seed"),
+        ("8300", ["mke2fs", "-q", "-L", "BOOT"], ""),
+        ("ef00", ["mkfs.fat", "-n", "UEFI"], ""),
+    ],
+)
+def test_partitions_that_no_file_names(
+    kind: str, make: list[str], reason: str, tmp_path: Path
+) -> None:
+    root, other = laid_out(tmp_path, "debian", lambda _: None), tmp_path / "other.raw"
+    size = 4 << 20
+    other.write_bytes(bytes(size))
+    run.run([*make, str(other)])
+    disk = tmp_path / "disk.raw"
+    with disk.open("wb") as file:
+        file.truncate(SIZE + size + (3 << 20))
+        file.seek(1 << 20)
+        file.write(root.read_bytes())
+        file.seek((1 << 20) + SIZE)
+        file.write(other.read_bytes())
+    first, middle, last = ((1 << 20) + at for at in (0, SIZE, SIZE + size))
+    argv = ["sgdisk", "-n", f"1:{first // 512}:{middle // 512 - 1}"]
+    argv += ["-n", f"2:{middle // 512}:{last // 512 - 1}", "-t", f"2:{kind}"]
+    run.run([*argv, str(disk)])
+    proof = proof_of(disk)
+    assert proof.verdict is (Verdict.UNKNOWN if reason else Verdict.GENERALIZED)
+    assert [found.startswith(reason) for found in proof.reasons] == [True] * bool(reason)

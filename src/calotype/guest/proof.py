@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from calotype.disk.base import Disk, read
 from calotype.errors import GuestError
+from calotype.guest.beside import mounted, seeds
 from calotype.guest.guest import Tree
 from calotype.guest.inspect import Inspection, inspect, inspect_guest
 from calotype.guest.locate import DiskMap, Filesystem, Partition, find_root, survey
@@ -103,16 +104,22 @@ def prove_tree(
         GuestError: the tree cannot be read to its end.
     """
     proof = prove(tree, found, stale=stale)
-    return _with_swap(_unless_apart(proof, reached), disk, found)
+    unseen = _unseen(proof.seen, disk, found, reached)
+    if unseen and proof.verdict is Verdict.GENERALIZED:
+        proof = replace(proof, verdict=Verdict.UNKNOWN, reasons=unseen)
+    return _with_swap(proof, disk, found)
 
 
-def _unless_apart(proof: Proof, reached: Collection[str]) -> Proof:
-    """Nothing is called general of which a part was not looked into."""
-    apart = [path for path in proof.seen.apart if path not in reached]
-    if not apart or proof.verdict is not Verdict.GENERALIZED:
-        return proof
-    reason = f"{', '.join(apart)} is on a file system of its own, which was not looked into"
-    return replace(proof, verdict=Verdict.UNKNOWN, reasons=(reason,))
+def _unseen(
+    seen: Inspection, disk: Disk, found: DiskMap, reached: Collection[str]
+) -> tuple[str, ...]:
+    """Nothing is called general of which a part was not looked into: the reasons."""
+    every = dict.fromkeys((*seen.apart, *(mounted(found) if seen.systemd else ())))
+    apart = [path for path in every if path not in reached]
+    wrong = "is on a file system of its own, which was not looked into"
+    reasons = [f"{', '.join(apart)} {wrong}"] if apart else []
+    seed = "is a seed, which gives every clone its users, keys or name"
+    return (*reasons, *(f"partition {number} {seed}" for number in seeds(disk, found)))
 
 
 def _with_swap(proof: Proof, disk: Disk, found: DiskMap) -> Proof:
