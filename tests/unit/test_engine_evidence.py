@@ -159,6 +159,16 @@ def test_secrets_are_paths_and_hostile_names_are_one_harmless_line(context, imag
     assert line.isprintable()
 
 
+def test_a_quick_report_leaves_sha256_to_the_next_one(context, image, room):
+    write_evidence(context, image, CLEAN, quick=True)
+    first = read_evidence(context, image).statement.subject[0].digest
+    assert first.keys() == {"blake3"}
+    write_evidence(context, image, CLEAN)
+    second = read_evidence(context, image).statement.subject[0].digest
+    assert second.keys() == {"blake3", "sha256"}
+    assert second["blake3"] == first["blake3"]
+
+
 def test_later_parts_are_added_and_digests_are_not_computed_again(
     context, image, room, monkeypatch
 ):

@@ -19,7 +19,7 @@ import msgspec
 
 from calotype import __version__
 from calotype.catalog.audit import Act, Head, current_actor
-from calotype.disk.content import content_digests
+from calotype.disk.content import BLAKE3, content_digests, digest_kinds
 from calotype.disk.durable import fsync_directory, write_private
 from calotype.engine import statement as form
 from calotype.engine.context import Context
@@ -78,6 +78,7 @@ def write_evidence(
     boot: "BootReport | None" = None,
     certification: Iterable[form.Rule] | None = None,
     forced: str | None = None,
+    quick: bool = False,
 ) -> Path:
     """Sign and keep what was seen of an image; the path of the report.
 
@@ -92,6 +93,7 @@ def write_evidence(
         boot: what its clones did.
         certification: what gates elsewhere would say.
         forced: what the evidence spoke against, and was ordered all the same.
+        quick: leave SHA-256, which must see every zero of the disks, to the next report.
 
     Raises:
         InvalidInput: there is no proof, neither given nor in an earlier report.
@@ -117,7 +119,7 @@ def write_evidence(
             forced=forced,
             head=context.catalog.audit.head(),
         )
-        subjects = _subjects(context, image, last.statement.subject if last else ())
+        subjects = _subjects(context, image, last.statement.subject if last else (), quick=quick)
         payload = form.encode(Statement(subject=subjects, predicate=evidence))
         envelope = _keys(context).sign(payload, form.PAYLOAD)
         write_private(directory / REPORT, envelope)
@@ -198,17 +200,22 @@ def _beside(target: Path) -> Path:
     return target.with_name(target.name + ".report.json")
 
 
-def _subjects(context: Context, image: Image, last: Sequence[Subject]) -> tuple[Subject, ...]:
+def _subjects(
+    context: Context, image: Image, last: Sequence[Subject], *, quick: bool
+) -> tuple[Subject, ...]:
     """The image's disks; digests of an Index never change, and so are computed once."""
-    known = {subject.annotations.index: subject.digest for subject in last}
+    known = {subject.annotations.index: dict(subject.digest) for subject in last}
     found = []
     for disk in image.disks:
-        if disk.index not in known:
+        wanted = frozenset({BLAKE3}) if quick else digest_kinds(disk.size)
+        digests = known.setdefault(disk.index, {})
+        if missing := wanted - digests.keys():
             with closing(context.repository.open(disk.index)) as opened:
-                known[disk.index] = dict(content_digests(opened, progress=context.progress))
+                computed = content_digests(opened, kinds=missing, progress=context.progress)
+            digests.update(computed)
         name = "os-disk" if disk.lun is None else f"lun-{disk.lun}"
         about = form.Disk(index=disk.index, size=disk.size, lun=disk.lun)
-        found.append(Subject(name=name, digest=known[disk.index], annotations=about))
+        found.append(Subject(name=name, digest=digests, annotations=about))
     return tuple(found)
 
 

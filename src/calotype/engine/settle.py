@@ -127,7 +127,9 @@ def admit(
 
         forced = "; ".join(settled.overruled) or None
         with context.progress.phase("signing the report", None):
-            write_evidence(context, settled.image, proof, generalized=generalized, forced=forced)
+            write_evidence(
+                context, settled.image, proof, generalized=generalized, forced=forced, quick=True
+            )
     image, act = settled.image, None
     if settled.overruled:
         act = Act(
