@@ -179,7 +179,7 @@ def test_windows_generalizes_itself_after_the_backup(context, vm, windows, capsy
     before = contents(context, "web")
     assert generalize_vm(context, "web", dry_run=True).restore_point is None
     assert windows.ran == 0
-    assert cli.run(["vm", "generalize", "web"]) == 0
+    assert cli.run(["vm", "generalize", "web", "--yes"]) == 0
     assert "is generalized: Sysprep took 7 s" in capsys.readouterr().out
     made = context.catalog.vm("web")
     assert made.generalized
@@ -328,6 +328,13 @@ def test_somebody_who_is_there_is_asked(context, vm, monkeypatch, capsys, comman
     assert cli.run(["vm", *command]) == 0
 
 
+@pytest.mark.parametrize("command", [["generalize", "web"], ["restore", "web"]])
+def test_where_nobody_can_be_asked_it_must_be_said(context, vm, monkeypatch, capsys, command):
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert cli.run(["vm", *command]) == 2
+    assert "--yes" in capsys.readouterr().err
+
+
 def test_the_commands(context, vm, capsys):
     def said(*command):
         assert cli.run(["vm", *command]) == 0
@@ -340,21 +347,21 @@ def test_the_commands(context, vm, capsys):
     point = list_points(context, "web")[0]
     assert "generalized VM 'web': " in out
     assert f"calotype vm restore web (restore point {point.id})" in out
-    assert said("generalize", "web") == "VM 'web' is generalized already\n"
+    assert said("generalize", "web", "--yes") == "VM 'web' is generalized already\n"
     assert "stopped, generalized" in said("list")
     assert "stopped, generalized" in said("show", "web")
     assert "before vm generalize" in said("restore-point", "list", "web", "-o", "tsv")
     assert cli.run(["vm", "start", "web"]) != 0
     assert "calotype vm restore web" in capsys.readouterr().err
-    assert "is back at" in said("restore", "web", "--restore-point", point.id)
+    assert "is back at" in said("restore", "web", "--yes", "--restore-point", point.id)
     assert "generalized" not in said("list")
     assert '"reason": "mine"' in said(
         "restore-point", "create", "web", "--reason", "mine", "-o", "json"
     )
     assert said("restore-point", "delete", "web", point.id) == ""
     assert [p.reason for p in list_points(context, "web")] == ["mine"]
-    assert '"detached": []' in said("restore", "web", "-o", "json")
-    assert '"steps": {' in said("generalize", "web", "-o", "json")
+    assert '"detached": []' in said("restore", "web", "--yes", "-o", "json")
+    assert '"steps": {' in said("generalize", "web", "--yes", "-o", "json")
 
 
 def test_what_a_tool_of_the_guest_said_cannot_steer_the_terminal(context, vm, capsys):

@@ -345,3 +345,23 @@ def test_partitions_that_no_file_names(
     proof = proof_of(disk)
     assert proof.verdict is (Verdict.UNKNOWN if reason else Verdict.GENERALIZED)
     assert [found.startswith(reason) for found in proof.reasons] == [True] * bool(reason)
+
+
+def test_the_data_of_a_service_that_has_a_persons_number_stays(tmp_path: Path) -> None:
+    row = "pg:x:1001:1001::/var/lib/pgdata:/bin/bash\n"
+
+    def change(root: Root) -> None:
+        append("/etc/passwd", row)(root)
+        root.directory("/var/lib/pgdata", 0o700, 1001, 1001)
+        for path, content in (("base/1", "rows"), (".ssh/id_rsa", KEY), (".bash_history", "ls")):
+            root.file(f"/var/lib/pgdata/{path}", content, 0o600, 1001, 1001)
+
+    disk = laid_out(tmp_path, "debian", change)
+    with writable(RawSource(disk), tmp_path / "overlay", tmp_path) as view:
+        generalize(view)
+    with closing(view.disk()) as done:
+        assert prove_disk(done).verdict is Verdict.GENERALIZED
+        tree = ExtGuest.on_disk(done, 0, done.size)
+        assert tree.list("/var/lib/pgdata") == ["base"]
+        assert tree.read("/var/lib/pgdata/base/1") == b"rows"
+        assert "pg" not in (tree.read("/etc/passwd") or b"").decode()

@@ -103,9 +103,25 @@ def test_there_and_back(cli, web):
     assert [disk["lun"] for disk in image["dataDisks"]] == [0]
     assert left(cli) == []
 
-    restored = cli("vm", "restore", "web")
+    restored = cli("vm", "restore", "web", "--yes")
     assert restored["point"]["id"] == report["restorePoint"]["id"]
     assert left(cli) == []
+    assert started(cli) == web
+
+
+def test_from_inside(cli, web):
+    seen = cli("vm", "verify", "web")
+    assert seen["verdict"] in ("Specialized", "Mixed")
+    assert {"users", "machine-id"} & {finding["step"] for finding in seen["findings"]}
+    assert cli("vm", "show", "web")["powerState"] == "running"
+
+    report = cli("vm", "generalize", "web", "--yes", "--in-guest")
+    assert {step["name"] for step in report["steps"]["steps"] if step["edits"]} >= {"users"}
+    assert report["proof"]["verdict"] == "Generalized"
+    assert cli("vm", "verify", "web")["verdict"] == "Generalized"
+    assert cli("vm", "show", "web")["generalized"]
+    assert left(cli) == []
+    cli.run("vm", "restore", "web", "--yes")
     assert started(cli) == web
 
 
@@ -119,11 +135,11 @@ def test_killed_while_the_guests_tools_work(cli, web):
     command.communicate()
     assert not cli("vm", "show", "web")["generalized"]
     points = cli("vm", "restore-point", "list", "web")
-    assert [point["reason"] for point in points] == ["before vm generalize"] * 2
+    assert [point["reason"] for point in points] == ["before vm generalize"] * 3
 
-    refused = cli.run("vm", "restore", "web", status=4)
+    refused = cli.run("vm", "restore", "web", "--yes", status=4)
     assert b"--force-stop" in refused.stderr
-    cli.run("vm", "restore", "web", "--force-stop")
+    cli.run("vm", "restore", "web", "--yes", "--force-stop")
     assert left(cli) == []
     assert started(cli) == web
     cli.run("vm", "delete", "web")

@@ -14,7 +14,7 @@ from calotype.engine import inplace
 from calotype.engine import restore as engine
 from calotype.engine.inplace import InPlaceReport
 from calotype.engine.restore import Restored
-from calotype.errors import NotAllowed
+from calotype.errors import InvalidInput, NotAllowed
 
 restore_point = App(name="restore-point")
 
@@ -37,6 +37,7 @@ def generalize(
     yes: Annotated[bool, Parameter(alias="-y", negative="")] = False,
     timeout: Seconds | None = None,
     force: Annotated[bool, _Flag] = False,
+    in_guest: Annotated[bool, _Flag] = False,
     common: Common | None = None,
 ) -> None:
     """Generalize a VM in place: it stops, makes images, and starts again only when it is restored.
@@ -53,6 +54,9 @@ def generalize(
         Seconds that each of the guest's own tools, and its shutdown, are given (300; Sysprep 3600).
     force
         Run Sysprep even if its pre-flight says that it would fail.
+    in_guest
+        Perform the steps in the running guest, by its agent: for systems that cannot be looked into from
+        outside (FreeBSD, encrypted disks). Deleted files are not erased then.
     """
     with session(common) as context:
         if not (yes or dry_run):
@@ -64,6 +68,7 @@ def generalize(
             dry_run=dry_run,
             timeout=timeout,
             force=force,
+            in_guest=in_guest,
         )
         if for_people(common):
             _explain(report)
@@ -149,7 +154,7 @@ def delete(name: str, point: str, *, common: Common | None = None) -> None:
 def _confirm(consequence: str) -> None:
     """Ask, where there is somebody to ask."""
     if not sys.stdin.isatty():
-        return
+        raise InvalidInput(f"{visible(consequence)} Nobody can be asked", hint="say --yes")
     print(f"{visible(consequence)} Go on? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise NotAllowed("nothing was done", hint="--yes does not ask")

@@ -3,6 +3,7 @@
 from calotype.cli.common import Common, session
 from calotype.cli.output import emit, for_people
 from calotype.cli.text import one_line
+from calotype.engine.inguest import prove_vm
 from calotype.engine.verify import DataDisk, Verified, verify_image
 from calotype.guest import Finding, Proof
 from calotype.guest.gate import Answer
@@ -26,6 +27,28 @@ def verify(name: str, *, common: Common | None = None) -> int:
         else:
             emit(common, verified)
         return 1 if verified.contradiction else 0
+
+
+def verify_vm(name: str, *, common: Common | None = None) -> None:
+    """Look into a VM, and judge: a running one by its agent, a stopped one by its disk. Nothing is changed.
+
+    Parameters
+    ----------
+    name
+        The VM.
+    """
+    with session(common) as context:
+        proof = prove_vm(context, name)
+    if not for_people(common):
+        emit(common, proof)
+        return
+    print(
+        f"{name}: {one_line(proof.seen.os_name) or 'no operating system that could be looked into'}"
+    )
+    print(f"verdict   {proof.verdict}")
+    show_proof(proof)
+    for note in proof.notes:
+        print(f"note      {one_line(note)}")
 
 
 def _show(verified: Verified) -> None:

@@ -29,6 +29,12 @@ app.command(
     help="Make an image of a VM, running or stopped: all its disks at one instant. The VM goes on.",
 )
 app.command(
+    "calotype.cli.verify:verify_vm",
+    name="verify",
+    help="Look into a VM, and judge: a running one by its agent, a stopped one by its disk.\n\n"
+    "Nothing is changed: it says what generalizing would have to remove.",
+)
+app.command(
     "calotype.cli.inplace:generalize",
     name="generalize",
     help="Generalize a VM in place: it stops, makes images, and starts again only when restored.\n\n"

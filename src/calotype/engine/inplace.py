@@ -9,21 +9,21 @@ Windows generalizes itself: Sysprep runs in the guest after a pre-flight, and th
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from calotype.catalog.audit import Act
 from calotype.disk import blank
 from calotype.disk.view import writable
-from calotype.engine import look, names
+from calotype.engine import inguest, look, names
 from calotype.engine.context import Context
 from calotype.engine.machines import indexes, power, running
 from calotype.engine.moment import GeneralizedDisk, Moment, moment, take_generalized
 from calotype.engine.operation import Operation
 from calotype.engine.restore import keep
 from calotype.engine.steps import DEFAULT, Steps
-from calotype.errors import CalotypeError, GuestError, NotAllowed, ToolFailed
+from calotype.errors import CalotypeError, GuestError, InvalidInput, NotAllowed, ToolFailed
 from calotype.guest import GeneralizeReport, Proof, select
 from calotype.machine import Agent
 from calotype.model import OsType, PowerState, RestorePoint, Verdict, VirtualMachine
@@ -78,6 +78,7 @@ def generalize_vm(
     dry_run: bool = False,
     timeout: float | None = None,
     force: bool = False,
+    in_guest: bool = False,
 ) -> InPlaceReport:
     """Generalize a VM in place; it is stopped then, makes images, and does not start until restored.
 
@@ -88,6 +89,7 @@ def generalize_vm(
         dry_run: change nothing, say what would go.
         timeout: seconds that each of the guest's own tools, and its shutdown, are given (300; Sysprep 3600).
         force: run Sysprep even if its pre-flight says that it would fail.
+        in_guest: perform the steps in the running guest: for one that nobody can look into from outside.
 
     Raises:
         GuestError: the VM cannot be generalized, or the proof says that the result is not general.
@@ -97,10 +99,14 @@ def generalize_vm(
     with context.vm_lock(name) as vm, context.operation() as operation:
         if vm.generalized:
             return InPlaceReport(vm=vm, already=True)
+        if in_guest and dry_run:
+            raise InvalidInput("--dry-run needs no running guest", hint="leave --in-guest out")
         if vm.os_type is OsType.WINDOWS:
             report = _windows(
                 context, operation, vm, timeout=timeout or _SYSPREP, force=force, dry_run=dry_run
             )
+        elif in_guest:
+            report = _from_inside(context, operation, vm, steps, timeout or _TOOL)
         else:
             report = _linux(
                 context, operation, vm, steps, timeout=timeout or _TOOL, dry_run=dry_run
@@ -139,6 +145,23 @@ def _linux(
     )
 
 
+def _from_inside(
+    context: Context, operation: Operation, vm: VirtualMachine, steps: Steps, timeout: float
+) -> InPlaceReport:
+    """Let the steps be performed in the running guest; its OS disk is the one that it leaves."""
+    running(context, vm.name)
+    with moment(context, vm, operation) as instant:
+        point = keep(context, vm, instant, _REASON)
+    with _cure(vm):
+        done = inguest.generalize_running(context, vm, steps)
+        _shut_down(context, vm, (), timeout)
+        proof = inguest.prove_stopped(context, operation, vm)
+        if proof.verdict is not Verdict.UNKNOWN:
+            _require_general(proof, steps.disable)
+        context.catalog.mark_generalized(vm.id, _act(vm, point, proof, inGuest=True))
+    return InPlaceReport(vm=vm, restore_point=point, steps=done, proof=proof, notes=done.notes)
+
+
 def _windows(
     context: Context,
     operation: Operation,
@@ -161,11 +184,7 @@ def _windows(
         point = keep(context, vm, instant, _REASON)
     with _cure(vm):
         done = sysprep.sysprep_vm(context, vm.name, timeout=timeout, force=force)
-        with (
-            moment(context, vm, operation) as instant,
-            closing(instant.sources[vm.os_disk.id].open()) as disk,
-        ):
-            proof = look.prove(context, disk)
+        proof = inguest.prove_stopped(context, operation, vm)
         _require_general(proof, ())
         context.catalog.mark_generalized(vm.id, _act(vm, point, proof, forced=force))
     return InPlaceReport(vm=vm, restore_point=point, sysprep=done, proof=proof)

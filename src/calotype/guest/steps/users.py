@@ -40,6 +40,8 @@ _BY_OWNER = (
     "/var/spool/atjobs/*",
 )
 _RULES = ("/etc/sudoers", "/etc/sudoers.d/*", "/etc/doas.conf", "/etc/doas.d/*")
+#: Where services keep their data, also under accounts that have people's numbers.
+_DATA = {"srv", "var"}
 #: Directories in the spool of cron itself.
 _NOT_NAMES = {"atjobs", "atspool", "crontabs", "tabs", "lastrun"}
 
@@ -53,12 +55,22 @@ def perform(guest: Guest) -> None:
         guest.remove(path)
     for account in leaving:
         if _may_go(guest, account, everyone):
-            guest.remove(account.home)
+            _leave(guest, account.home)
     _rows(guest, staying, {account.name for account in leaving})
     for pattern in _RULES:
         for path in list(glob(guest, pattern)):
             edit_lines(guest, path, lambda line: None if _rule_of(line, leaving) else line)
     rebuild(guest)
+
+
+def _leave(guest: Guest, home: str) -> None:
+    """Remove a home; of one among the data of services, what is personal."""
+    if (guest.real(home) or home).split("/")[1] not in _DATA:
+        guest.remove(home)
+        return
+    for name in guest.list(home):
+        if name.startswith("."):
+            guest.remove(join(home, name))
 
 
 def check(guest: Tree) -> list[str]:
