@@ -236,6 +236,23 @@ def test_xfs(context: Context, tmp_path: Path) -> None:
     assert generalized(context, path, check) == dict.fromkeys(REMOVED, 0)
 
 
+def test_the_commands_on_xfs(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def] # the fixture is untyped
+    """Upload looks by the appliance, refuses what is wrong, and a generalized copy is proved by it."""
+    tree = make_tree(tmp_path / "tree", "LABEL=x / xfs defaults 0 0\n")
+    disk = assemble(tmp_path / "disk.raw", [(xfs(tree, tmp_path / "root", 320), "8300")])
+    refused = cli.run(
+        "image", "create", "x", "--source", disk, "--os-state", "Generalized", status=2
+    )
+    assert b"users: " in refused.stderr
+    image = cli("image", "create", "x", "--source", disk)
+    assert image["osState"] == "Specialized"
+    made = cli("generalize", "x", "--image", "y")
+    assert (made["osState"], made["verdict"]) == ("Generalized", "Generalized")
+    verified = cli("image", "verify", "y")
+    assert verified["proof"]["verdict"] == "Generalized"
+    assert not verified["contradiction"]
+
+
 def test_btrfs_with_subvolumes(context: Context, tmp_path: Path) -> None:
     fstab = "LABEL=pool / btrfs rw,subvol=@ 0 0\nLABEL=pool /home btrfs subvol=/@home,noatime 0 0\n"
     tree = make_tree(tmp_path / "tree", fstab)
