@@ -245,6 +245,28 @@ def fetch_of(demo: Demo, name: str) -> str:
     return fetch(demo.calotype("vm", "show", name, show=False))
 
 
+def prove(demo: Demo) -> None:
+    """Look at the captured image, compare it, and check the signed report of an exported disk."""
+    begin = time.monotonic()
+    with demo.step("Prove the image: every check, what changed, a report that anyone can check"):
+        proof = demo.calotype("image", "verify", "web")["proof"]
+        check(
+            f"its verdict is Generalized, by {len(proof['checked'])} checks", not proof["findings"]
+        )
+        found = demo.calotype("image", "diff", "debian", "web")["guest"]
+        check(f"{len(found['files'])} paths differ from the Debian image", found["files"])
+        disk = demo.home / "web.qcow2"
+        demo.calotype("image", "export", "web", str(disk))
+        said = demo.calotype("verify-report", f"{disk}.report.json", "--disk", str(disk))
+        check("the report is signed, and of this very disk", said["holds"])
+        disk.unlink()
+    demo.row(
+        "prove: verify, diff, export, verify-report",
+        time.monotonic() - begin,
+        f"{proof['verdict']}: {len(proof['checked'])} checks found nothing; signed",
+    )
+
+
 def clone(demo: Demo) -> None:
     """Two clones, side by side, and what they share and do not share."""
     begin = time.monotonic()
@@ -356,6 +378,7 @@ def main() -> None:
         upload(demo, raw)
         customise(demo)
         capture(demo)
+        prove(demo)
         clone(demo)
         export(demo)
         share(demo)
