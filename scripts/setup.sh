@@ -11,8 +11,8 @@ PACKAGES=(
 	qemu-system-x86 qemu-utils ovmf fuse3 e2fsprogs zerofree gdisk openssh-client
 	# the sandbox
 	bubblewrap util-linux uidmap
-	# tests: file systems to read
-	xfsprogs btrfs-progs ntfs-3g libhivex-bin libwin-hivex-perl
+	# tests: file systems to read, registry hives, the shell of small guests
+	xfsprogs btrfs-progs ntfs-3g libhivex-bin libwin-hivex-perl busybox-static
 	# tests: package databases to read
 	rpm db-util
 	# tests: kill -9 at every durable step
