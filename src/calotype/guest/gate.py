@@ -6,6 +6,7 @@ Each rule says ``ok``, ``bad`` or ``unknown`` with what it saw; none of them sto
 import re
 from collections.abc import Callable, Collection, Iterator
 from enum import StrEnum
+from functools import partial
 from typing import NamedTuple
 
 from calotype.disk.base import Disk, read
@@ -14,7 +15,7 @@ from calotype.guest.accounts import homes, rows
 from calotype.guest.fstab import fstab
 from calotype.guest.guest import Stat, Tree, glob, join, lines
 from calotype.guest.initramfs import modules
-from calotype.guest.inspect import Inspection, inspect_guest
+from calotype.guest.inspect import has_cloud_init, has_waagent
 from calotype.guest.locate import DiskMap, Filesystem
 from calotype.guest.sshd import configuration, settings
 
@@ -73,18 +74,20 @@ def certify(
         Ruling("luns", *_luns(data_luns)),
         Ruling("partition-table", *_label(found, disk)),
     ]
-    for rule, ask in _OF_A_TREE.items():
+    of_the_guest: _Rules = {"swap": partial(_swap, found=found), **_OF_A_TREE}
+    for rule, ask in of_the_guest.items():
         if tree is None:
             rulings.append(Ruling(rule, Answer.UNKNOWN, "the guest cannot be looked into"))
             continue
         try:
-            rulings.append(Ruling(rule, *ask(tree, found)))
+            rulings.append(Ruling(rule, *ask(tree)))
         except GuestError as error:
             rulings.append(Ruling(rule, Answer.UNKNOWN, error.message))
     return rulings
 
 
 _Said = tuple[Answer, str]
+_Rules = dict[str, Callable[[Tree], _Said]]
 
 
 def _said(fine: object, evidence: str) -> _Said:
@@ -132,8 +135,7 @@ def _swap(tree: Tree, found: DiskMap) -> _Said:
     return _said(not seen, ", ".join(seen) or "none on the OS disk")
 
 
-def _console(tree: Tree, found: DiskMap) -> _Said:
-    del found
+def _console(tree: Tree) -> _Said:
     said = list(_kernel_lines(tree))
     if not said:
         return Answer.UNKNOWN, "no kernel command line was found"
@@ -159,8 +161,7 @@ def _kernel_lines(tree: Tree) -> Iterator[tuple[str, str]]:
                 yield path, line.partition("=")[2]
 
 
-def _alive(tree: Tree, found: DiskMap) -> _Said:
-    del found
+def _alive(tree: Tree) -> _Said:
     base = configuration(tree)
     if base is None:
         return Answer.UNKNOWN, "no configuration of an SSH server"
@@ -172,8 +173,7 @@ def _alive(tree: Tree, found: DiskMap) -> _Said:
     return Answer.BAD, f"{base}: no ClientAliveInterval (30 to 235 seconds are asked for)"
 
 
-def _histories(tree: Tree, found: DiskMap) -> _Said:
-    del found
+def _histories(tree: Tree) -> _Said:
     long: list[str] = []
     for home in homes(tree):
         for path in glob(tree, join(home, ".*_history")):
@@ -183,8 +183,7 @@ def _histories(tree: Tree, found: DiskMap) -> _Said:
     return _said(not long, ", ".join(long[:3]) or "none over 1 KiB")
 
 
-def _credentials(tree: Tree, found: DiskMap) -> _Said:
-    del found
+def _credentials(tree: Tree) -> _Said:
     names = [
         row[0] for row in rows(tree, "/etc/shadow") if len(row) > 7 and row[1][:1] in ("", "$", "_")
     ]
@@ -194,25 +193,21 @@ def _credentials(tree: Tree, found: DiskMap) -> _Said:
     )
 
 
-def _agent(tree: Tree, found: DiskMap) -> _Said:
-    seen: Inspection = inspect_guest(tree, found)
-    there = [
-        name for name, has in (("waagent", seen.waagent), ("cloud-init", seen.cloud_init)) if has
-    ]
+def _agent(tree: Tree) -> _Said:
+    agents = (("waagent", has_waagent(tree)), ("cloud-init", has_cloud_init(tree)))
+    there = [name for name, has in agents if has]
     return _said(there, ", ".join(there) or "neither the Azure Linux Agent nor cloud-init")
 
 
-def _bits(tree: Tree, found: DiskMap) -> _Said:
+def _bits(tree: Tree) -> _Said:
     for path in ("/bin/sh", "/usr/bin/bash", "/bin/busybox", "/sbin/init", "/usr/bin/env"):
         head = tree.read(path, 5) or b""
         if head[:4] == b"\x7fELF":
             return _said(head[4] == 2, f"{path} is a program of {32 * head[4]} bits")
-    del found
     return Answer.UNKNOWN, "no program was found"
 
 
-def _root(tree: Tree, found: DiskMap) -> _Said:
-    del found
+def _root(tree: Tree) -> _Said:
     for entry in fstab(tree):
         if entry.point == "/":
             known = entry.type in ("ext4", "ext3", "xfs", "btrfs", "auto")
@@ -221,8 +216,7 @@ def _root(tree: Tree, found: DiskMap) -> _Said:
     return Answer.UNKNOWN, "fstab does not say what / is"
 
 
-def _mounts(tree: Tree, found: DiskMap) -> _Said:
-    del found
+def _mounts(tree: Tree) -> _Said:
     unstable = [
         entry.spec
         for entry in fstab(tree)
@@ -232,8 +226,7 @@ def _mounts(tree: Tree, found: DiskMap) -> _Said:
     return _said(not unstable, ", ".join(unstable) or "no device is named by its order")
 
 
-def _drivers(tree: Tree, found: DiskMap) -> _Said:
-    del found
+def _drivers(tree: Tree) -> _Said:
     names = modules(tree)
     if names is None:
         return Answer.UNKNOWN, "no initramfs that can be looked into"
@@ -241,8 +234,7 @@ def _drivers(tree: Tree, found: DiskMap) -> _Said:
     return _said(not missing, f"not there: {', '.join(missing)}" if missing else "hv_* are there")
 
 
-_OF_A_TREE: dict[str, Callable[[Tree, DiskMap], _Said]] = {
-    "swap": _swap,
+_OF_A_TREE: _Rules = {
     "console": _console,
     "client-alive": _alive,
     "history": _histories,

@@ -113,8 +113,8 @@ def inspect_guest(guest: Tree, found: DiskMap, *, stale: bool = False) -> Inspec
         users=_people(guest),
         passwords=_passwords(guest),
         host_keys=tuple(_host_keys(guest)),
-        cloud_init=guest.stat("/usr/bin/cloud-init") is not None,
-        waagent=guest.stat("/usr/sbin/waagent") is not None,
+        cloud_init=has_cloud_init(guest),
+        waagent=has_waagent(guest),
         guest_agent=guest.stat("/usr/sbin/qemu-ga") is not None,
         has_ssh_server=any(guest.stat(p) is not None for p in _SSH_SERVERS),
         systemd=any(guest.stat(p) is not None for p in _SYSTEMD),
@@ -124,6 +124,16 @@ def inspect_guest(guest: Tree, found: DiskMap, *, stale: bool = False) -> Inspec
         time_zone=_time_zone(guest),
         stale=stale,
     )
+
+
+def has_cloud_init(guest: Tree) -> bool:
+    """Whether cloud-init is installed."""
+    return guest.stat("/usr/bin/cloud-init") is not None
+
+
+def has_waagent(guest: Tree) -> bool:
+    """Whether the Azure Linux Agent is installed."""
+    return guest.stat("/usr/sbin/waagent") is not None
 
 
 def generations(found: DiskMap) -> tuple[Generation, ...]:
