@@ -12,8 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calotype import wire
-from calotype.config import Home
 from calotype.engine import bootclone, bootwords
 from calotype.engine.bootlook import COLLECT, SETTLE, Login
 from calotype.engine.bootreport import (
@@ -305,13 +303,6 @@ def test_nobody_at_the_port_is_no_login(tmp_path):
 
 
 # -- the job, and the catalogue
-
-
-@pytest.fixture
-def context(tmp_path):
-    context = wire.build(home=Home(tmp_path / "home"))
-    yield context
-    context.close()
 
 
 def image(context, name="img", **values):

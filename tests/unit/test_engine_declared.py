@@ -5,8 +5,6 @@ from contextlib import closing
 import pytest
 from tests.roots import build
 
-from calotype import wire
-from calotype.config import Home
 from calotype.engine.capture import CaptureRequest, capture_vm
 from calotype.engine.generalize import generalize_image, rehearse_image, rehearse_vm
 from calotype.engine.import_ import ImageRequest, import_image
@@ -31,13 +29,6 @@ def roots(tmp_path_factory):
     for state in (CLEAN, USED):
         build("debian", state, room / f"{state}.raw")
     return room
-
-
-@pytest.fixture
-def context(tmp_path):
-    context = wire.build(home=Home(tmp_path / "home"))
-    yield context
-    context.close()
 
 
 def upload(context, roots, state, declared=None, **options):

@@ -4,21 +4,12 @@ import os
 
 import pytest
 
-from calotype import wire
-from calotype.config import Home
 from calotype.engine import keys
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
 from calotype.engine.sources import Upload
 from calotype.model import OsState
 from calotype.run import run
-
-
-@pytest.fixture
-def context(tmp_path):
-    made = wire.build(home=Home(tmp_path / "home"))
-    yield made
-    made.close()
 
 
 @pytest.fixture

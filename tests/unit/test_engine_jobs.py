@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 
 from calotype import wire
-from calotype.config import Home
 from calotype.disk import open_image
 from calotype.disk.base import read
 from calotype.disk.upload import open_upload
@@ -49,13 +48,6 @@ def disks(tmp_path_factory):
             ["mke2fs", "-q", "-t", "ext4", "-d", room / "tree", room / name, "8M"], check=True
         )
     return room
-
-
-@pytest.fixture
-def context(tmp_path):
-    context = wire.build(home=Home(tmp_path / "home"))
-    yield context
-    context.close()
 
 
 def upload(context, disks, name="img", state=OsState.GENERALIZED, data=(), **request):

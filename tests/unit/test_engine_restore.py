@@ -9,9 +9,7 @@ from typing import Any, cast
 import pytest
 from tests.used_vm import MIB, attach_new, contents, os_disk, used_vm, write
 
-from calotype import wire
 from calotype.catalog import Catalog
-from calotype.config import Home
 from calotype.disk import blank
 from calotype.engine import adopt, bases, images, machines, storage
 from calotype.engine.context import Context
@@ -24,13 +22,6 @@ from calotype.model import Consistency, PowerState
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory):
     return os_disk(tmp_path_factory.mktemp("used") / "os.raw")
-
-
-@pytest.fixture
-def context(tmp_path):
-    context = wire.build(home=Home(tmp_path / "home"))
-    yield context
-    context.close()
 
 
 @pytest.fixture

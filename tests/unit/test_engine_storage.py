@@ -26,13 +26,6 @@ def _no_environment(monkeypatch):
         monkeypatch.delenv(setting.environment, raising=False)
 
 
-@pytest.fixture
-def context(tmp_path):
-    context = wire.build(home=Home(tmp_path / "home"))
-    yield context
-    context.close()
-
-
 def image(context, name, content, luns=()):
     """An image whose disks, also data disks at ``luns``, all hold ``content``."""
     path = context.home.prepare().root / f"{name}.raw"
