@@ -130,6 +130,14 @@ SETTINGS = (
         "how much of a remote store is kept on this host",
     ),
     Setting(
+        "region",
+        "CALOTYPE_REGION",
+        str,
+        "local",
+        "what this installation is called where image versions are barred from regions; other regions are "
+        "the stores under [stores]",
+    ),
+    Setting(
         "vm.lazy_above",
         "CALOTYPE_LAZY_ABOVE",
         units.size,

@@ -10,6 +10,10 @@ what is wrong and, where there is one, a ``hint`` that names the cure.
     ├── NotFound              no resource, chunk or object of that name
     ├── Conflict              the name is taken, or the resource is in use
     │   └── NotAllowed        the state of the resource forbids the operation
+    │       ├── QuotaExceeded     the subscription has as much as it may have
+    │       └── PurchaseRefused   terms that nobody accepted, or an offer for others
+    ├── Forbidden             the caller has not the role
+    ├── Untrusted             signed metadata, or what it vouches for, that does not hold
     ├── ToolMissing           a program that this machine lacks
     ├── ToolFailed            a program that ended with an error
     │   └── TimedOut          a program or a guest that did not answer in time
@@ -66,6 +70,30 @@ class NotAllowed(Conflict):
     """The state of the resource forbids the operation."""
 
     code = "OperationNotAllowed"
+
+
+class QuotaExceeded(NotAllowed):
+    """The subscription has as much of something as it may have."""
+
+    code = "QuotaExceeded"
+
+
+class PurchaseRefused(NotAllowed):
+    """The terms of the image's plan were not accepted, or its offer is not for this subscription."""
+
+    code = "ResourcePurchaseValidationFailed"
+
+
+class Forbidden(CalotypeError):
+    """The caller has not the role that this needs."""
+
+    code = "AuthorizationFailed"
+
+
+class Untrusted(CalotypeError):
+    """Signed metadata, or what it vouches for, that does not hold: nothing of it is used."""
+
+    code = "UntrustedContent"
 
 
 class ToolMissing(CalotypeError):

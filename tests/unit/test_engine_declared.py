@@ -9,6 +9,7 @@ from calotype.engine.capture import CaptureRequest, capture_vm
 from calotype.engine.generalize import generalize_image, rehearse_image, rehearse_vm
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
+from calotype.engine.places import Managed
 from calotype.engine.sources import Upload
 from calotype.engine.steps import Steps
 from calotype.engine.verify import verify_image
@@ -100,7 +101,7 @@ def test_a_refusal_names_what_was_seen(context, roots):
 
 def test_a_generalized_copy_of_an_image(context, roots):
     source = upload(context, roots, USED)
-    made = generalize_image(context, source.name, "clean", Steps())
+    made = generalize_image(context, source.name, Managed("clean"), Steps())
     assert made.image.os_state is OsState.GENERALIZED
     assert made.image.verdict is Verdict.GENERALIZED
     assert made.image.provenance.kind is SourceKind.IMAGE
@@ -110,14 +111,14 @@ def test_a_generalized_copy_of_an_image(context, roots):
     with closing(context.repository.open(made.image.os_disk.index)) as disk:
         assert disk.size == source.os_disk.size
     with pytest.raises(NotAllowed, match="generalized already"):
-        generalize_image(context, "clean", "cleaner", Steps())
+        generalize_image(context, "clean", Managed("cleaner"), Steps())
     with pytest.raises(Conflict, match="exists already"):
-        generalize_image(context, source.name, "clean", Steps())
+        generalize_image(context, source.name, Managed("clean"), Steps())
 
 
 def test_a_step_that_is_left_out_is_the_users_and_noted(context, roots):
     source = upload(context, roots, USED)
-    made = generalize_image(context, source.name, "partly", Steps(disable=("users",)))
+    made = generalize_image(context, source.name, Managed("partly"), Steps(disable=("users",)))
     assert made.image.os_state is OsState.GENERALIZED
     assert made.image.verdict is Verdict.MIXED
     (note,) = made.image.provenance.notes

@@ -1,4 +1,7 @@
-"""The catalogue: what images, disks and VMs there are. Every SQL statement of Calotype is in here."""
+"""The catalogue: what images, galleries, disks and VMs there are, and whose.
+
+Every SQL statement of Calotype is in here.
+"""
 
 from calotype.catalog.audit import Act
 from calotype.catalog.catalog import Catalog

@@ -1,5 +1,6 @@
 """The statements, one method for each thing that the engine asks of the catalogue."""
 
+import copy
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,9 +10,11 @@ from typing import Any
 
 from sqlalchemy import (
     URL,
+    ColumnElement,
     Connection,
     Engine,
     Select,
+    Table,
     create_engine,
     delete,
     event,
@@ -23,22 +26,42 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from calotype.catalog import rows
+from calotype.catalog.access import Access
 from calotype.catalog.audit import Act, Audit, append
+from calotype.catalog.galleries import Galleries
+from calotype.catalog.images import drop_image, image_disk_rows_of, put_image
 from calotype.catalog.ledger import SqlLedger
 from calotype.catalog.restore_points import RestorePoints
 from calotype.catalog.tables import (
     disks,
     image_disks,
     images,
+    lineage,
     restore_point_disks,
     restore_points,
     vms,
 )
+from calotype.catalog.versions import Versions, refresh_eligible
 from calotype.errors import CalotypeError, Conflict, InvalidInput, NotAllowed, NotFound
-from calotype.model import Image, ManagedDisk, OsState, Stage, Verdict, VirtualMachine
+from calotype.model import (
+    INSTALLATION,
+    Caller,
+    Image,
+    ManagedDisk,
+    OsState,
+    Shelf,
+    Stage,
+    Verdict,
+    VirtualMachine,
+)
 
 #: The newest migration; a test holds it against the migrations' own list.
-HEAD = "0004"
+HEAD = "0005"
+
+#: The installation's owner: who can read the catalogue's file can do everything anyway.
+OWNER = Caller()
+#: The parts of a catalogue that are made when they are first used.
+_PARTS = ("audit", "galleries", "ledger", "restore_points", "versions")
 
 
 class Catalog:
@@ -48,14 +71,15 @@ class Catalog:
     that what a method checks still holds when it writes.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open the SQLite catalogue at ``path``; create or migrate it when needed.
+    def __init__(self, path: Path, caller: Caller = OWNER) -> None:
+        """Open the SQLite catalogue at ``path`` for ``caller``; create or migrate it when needed.
 
         Raises:
             CalotypeError: it cannot be opened, is damaged, or was written by a newer version. (So does
                 every other method.)
         """
         self._path = path
+        self.access = Access(caller)
         if not path.exists():
             path.touch(mode=0o600)  # SQLite's other files take its mode
         self._engine = _engine(path)
@@ -69,6 +93,14 @@ class Catalog:
         """Give back the connections."""
         self._engine.dispose()
 
+    def of(self, caller: Caller) -> "Catalog":
+        """The same catalogue for another caller, over the same connections."""
+        other = copy.copy(self)
+        other.access = Access(caller)
+        for name in _PARTS:
+            other.__dict__.pop(name, None)
+        return other
+
     # -- images
 
     def add_image(self, image: Image, *, act: Act | None = None) -> None:
@@ -78,10 +110,7 @@ class Catalog:
             Conflict: the name is taken, or two data disks have one LUN.
         """
         with self._write() as db:
-            if _one(db, images, name=image.name) is not None:
-                raise _taken("image", image.name)
-            db.execute(insert(images), rows.image_row(image))
-            db.execute(insert(image_disks), rows.image_disk_rows(image))
+            put_image(db, image)
             _record(db, act)
 
     def image(self, name_or_id: str) -> Image:
@@ -91,10 +120,10 @@ class Catalog:
             NotFound: there is none.
         """
         with self._read() as db:
-            row = _one(db, images, id=name_or_id) or _one(db, images, name=name_or_id)
+            row = self._named(db, images, name_or_id)
             if row is None:
                 raise _missing("image", name_or_id)
-            return rows.to_image(row, _image_disks(db, row["id"]))
+            return rows.to_image(row, image_disk_rows_of(db, row["id"]))
 
     def find_image(self, name: str) -> Image | None:
         """The image of that name, or ``None``."""
@@ -103,11 +132,37 @@ class Catalog:
         except NotFound:
             return None
 
+    def find_on(self, shelf: Shelf, name: str) -> Image | None:
+        """The image of that name among those that were pulled for the whole installation, or ``None``."""
+        with self._read() as db:
+            row = _one(db, images, name=name, subscription=INSTALLATION, resource_group=shelf.value)
+            return None if row is None else rows.to_image(row, image_disk_rows_of(db, row["id"]))
+
     def list_images(self) -> list[Image]:
-        """All images by name."""
+        """The images in the caller's group that stand by themselves, by name."""
+        here = self._here(images)
+        with self._read() as db:
+            managed = select(images).where(images.c.shelf == Shelf.MANAGED.value, *here)
+            found = _all(db, managed.order_by(images.c.name))
+            return [rows.to_image(row, image_disk_rows_of(db, row["id"])) for row in found]
+
+    def every_image(self) -> list[Image]:
+        """All images of the installation, versions and pulled ones too, by name."""
         with self._read() as db:
             found = _all(db, select(images).order_by(images.c.name))
-            return [rows.to_image(row, _image_disks(db, row["id"])) for row in found]
+            return [rows.to_image(row, image_disk_rows_of(db, row["id"])) for row in found]
+
+    def image_names(self) -> dict[str, str]:
+        """Names of the images that VMs were made of, by id; also of those that are gone."""
+        of_vms = lineage.c.id.in_(select(vms.c.image_id).distinct())
+        with self._read() as db:
+            found = db.execute(select(lineage.c.id, lineage.c.name).where(of_vms))
+            return {row.id: row.name for row in found}
+
+    def image_ids(self) -> set[str]:
+        """The ids of all images of the installation."""
+        with self._read() as db:
+            return set(db.scalars(select(images.c.id)))
 
     def tag_image(self, image_id: str, add: Mapping[str, str], remove: Sequence[str] = ()) -> None:
         """Set and remove tags of an image; tags that other commands set stay.
@@ -138,6 +193,7 @@ class Catalog:
                 raise _missing("image", image_id)
             if row["stage"] != stage.value:
                 db.execute(update(images).where(images.c.id == image_id).values(stage=stage.value))
+                refresh_eligible(db, image_id)
                 action = "image.promote" if stage is Stage.PROMOTED else "image.demote"
                 append(db, Act(action, f"image {row['name']}", {"image": image_id}))
 
@@ -150,8 +206,7 @@ class Catalog:
     def delete_image(self, image_id: str, *, act: Act | None = None) -> None:
         """Take an image out of the catalogue, and record ``act`` in the same transaction."""
         with self._write() as db:
-            db.execute(delete(image_disks).where(image_disks.c.image_id == image_id))
-            db.execute(delete(images).where(images.c.id == image_id))
+            drop_image(db, image_id)
             _record(db, act)
 
     def indexes_in_use(self) -> set[str]:
@@ -171,7 +226,7 @@ class Catalog:
             NotAllowed: the image is specialized and another VM of it exists (unless ``allow_second``).
         """
         with self._write() as db:
-            if _one(db, vms, name=vm.name) is not None:
+            if _one(db, vms, name=vm.name, **rows.scope_row(vm.scope)) is not None:
                 raise _taken("VM", vm.name)
             if vm.os_state is OsState.SPECIALIZED and vm.image_id and not allow_second:
                 _refuse_second(db, vm.image_id)
@@ -186,7 +241,7 @@ class Catalog:
             NotFound: there is none.
         """
         with self._read() as db:
-            row = _one(db, vms, id=name_or_id) or _one(db, vms, name=name_or_id)
+            row = self._named(db, vms, name_or_id)
             if row is None:
                 raise _missing("VM", name_or_id)
             return rows.to_vm(row, _vm_disks(db, row["id"]))
@@ -256,7 +311,7 @@ class Catalog:
             NotFound: there is none.
         """
         with self._read() as db:
-            row = _one(db, disks, id=name_or_id) or _one(db, disks, name=name_or_id)
+            row = self._named(db, disks, name_or_id)
             if row is None:
                 raise _missing("disk", name_or_id)
             return rows.to_disk(row)
@@ -307,6 +362,16 @@ class Catalog:
             db.execute(delete(disks).where(disks.c.id == disk_id))
 
     @cached_property
+    def galleries(self) -> Galleries:
+        """Galleries and image definitions."""
+        return Galleries(self._read, self._write, self.access)
+
+    @cached_property
+    def versions(self) -> Versions:
+        """Image versions."""
+        return Versions(self._read, self._write, self.galleries)
+
+    @cached_property
     def audit(self) -> Audit:
         """What somebody must answer for."""
         return Audit(self._read, self._write)
@@ -317,6 +382,21 @@ class Catalog:
     def ledger(self) -> SqlLedger:
         """The ledger of the store whose images are in this catalogue."""
         return SqlLedger(self._read, self._write)
+
+    # -- scope
+
+    def _here(self, table: Table) -> tuple[ColumnElement[bool], ...]:
+        """The condition of being in the caller's group."""
+        scope = self.access.caller.scope
+        return (
+            table.c.subscription == scope.subscription,
+            table.c.resource_group == scope.group,
+        )
+
+    def _named(self, db: Connection, table: Table, name_or_id: str) -> rows.Row | None:
+        """The row of that id anywhere, or of that name in the caller's group."""
+        here = rows.scope_row(self.access.caller.scope)
+        return _one(db, table, id=name_or_id) or _one(db, table, name=name_or_id, **here)
 
     # -- connections
 
@@ -394,11 +474,6 @@ def _all(db: Connection, query: Select[Any]) -> list[rows.Row]:
     return [dict(row) for row in db.execute(query).mappings()]
 
 
-def _image_disks(db: Connection, image_id: str) -> list[rows.Row]:
-    query = select(image_disks).where(image_disks.c.image_id == image_id)
-    return _all(db, query.order_by(image_disks.c.position))
-
-
 def _vm_disks(db: Connection, vm_id: str) -> list[rows.Row]:
     query = select(disks).where(disks.c.vm_id == vm_id).order_by(disks.c.lun)
     return _all(db, query)
@@ -410,7 +485,7 @@ def _record(db: Connection, act: Act | None) -> None:
 
 
 def _put_disk(db: Connection, disk: ManagedDisk) -> None:
-    if _one(db, disks, name=disk.name) is not None:
+    if _one(db, disks, name=disk.name, **rows.scope_row(disk.scope)) is not None:
         raise _taken("disk", disk.name)
     db.execute(insert(disks), rows.disk_row(disk))
 

@@ -24,6 +24,8 @@ def upgrade(engine: Engine) -> None:
     """
     config = configuration()
     with engine.connect() as connection:
+        # A table that is made anew is dropped in between, and its children's rows must stay.
+        connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         config.attributes["connection"] = connection
         try:
@@ -34,3 +36,4 @@ def upgrade(engine: Engine) -> None:
                 hint="use that version",
             ) from error
         connection.commit()
+        connection.exec_driver_sql("PRAGMA foreign_keys = ON")

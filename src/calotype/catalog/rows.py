@@ -15,7 +15,10 @@ from calotype.model import (
     OsState,
     OsType,
     Provenance,
+    PurchasePlan,
     Recommended,
+    Scope,
+    Shelf,
     SourceKind,
     Stage,
     Verdict,
@@ -25,10 +28,34 @@ from calotype.model import (
 Row = Mapping[str, Any]
 
 
+def scope_row(scope: Scope) -> dict[str, str]:
+    """The columns that say where a resource is."""
+    return {"subscription": scope.subscription, "resource_group": scope.group}
+
+
+def to_scope(row: Row) -> Scope:
+    """Where the resource of a row is."""
+    return Scope(row["subscription"], row["resource_group"])
+
+
+def plan_json(plan: PurchasePlan | None) -> dict[str, str] | None:
+    """A plan as the catalogue keeps it."""
+    if plan is None:
+        return None
+    return {"publisher": plan.publisher, "product": plan.product, "name": plan.name}
+
+
+def to_plan(value: Row | None) -> PurchasePlan | None:
+    """A plan out of what the catalogue keeps."""
+    return None if value is None else PurchasePlan(**value)
+
+
 def image_row(image: Image) -> dict[str, Any]:
     """The row of ``images``."""
     return {
         "id": image.id,
+        **scope_row(image.scope),
+        "shelf": image.shelf.value,
         "name": image.name,
         "os_type": image.os_type.value,
         "os_state": image.os_state.value,
@@ -44,6 +71,9 @@ def image_row(image: Image) -> dict[str, Any]:
         "stage": image.stage.value,
         "verdict": image.verdict.value if image.verdict else None,
         "provenance": _provenance_json(image.provenance),
+        "parent_id": image.parent_id or image.provenance.image_id,
+        "plan": plan_json(image.plan),
+        "entitlement": image.entitlement,
         "created_at": image.created_at,
     }
 
@@ -88,6 +118,11 @@ def to_image(row: Row, disk_rows: Sequence[Row]) -> Image:
         os_disk=os_disk,
         data_disks=tuple(data),
         created_at=row["created_at"],
+        scope=to_scope(row),
+        shelf=Shelf(row["shelf"]),
+        parent_id=row["parent_id"],
+        plan=to_plan(row["plan"]),
+        entitlement=row["entitlement"],
     )
 
 
@@ -95,6 +130,7 @@ def disk_row(disk: ManagedDisk) -> dict[str, Any]:
     """The row of ``disks``."""
     return {
         "id": disk.id,
+        **scope_row(disk.scope),
         "name": disk.name,
         "size": disk.size,
         "index": disk.index,
@@ -110,7 +146,12 @@ def disk_row(disk: ManagedDisk) -> dict[str, Any]:
 
 def to_disk(row: Row) -> ManagedDisk:
     """A managed disk out of its row."""
-    fields = {**row, "caching": Caching(row["caching"]), "tags": dict(row["tags"])}
+    fields = {
+        **_without_scope(row),
+        "scope": to_scope(row),
+        "caching": Caching(row["caching"]),
+        "tags": dict(row["tags"]),
+    }
     return ManagedDisk(**fields)
 
 
@@ -118,6 +159,7 @@ def vm_row(vm: VirtualMachine) -> dict[str, Any]:
     """The row of ``vms``."""
     return {
         "id": vm.id,
+        **scope_row(vm.scope),
         "name": vm.name,
         "vcpus": vm.vcpus,
         "memory": vm.memory,
@@ -137,6 +179,8 @@ def vm_row(vm: VirtualMachine) -> dict[str, Any]:
         "generalized": vm.generalized,
         "notes": list(vm.notes),
         "tags": vm.tags,
+        "plan": plan_json(vm.plan),
+        "entitlement": vm.entitlement,
         "created_at": vm.created_at,
     }
 
@@ -144,7 +188,9 @@ def vm_row(vm: VirtualMachine) -> dict[str, Any]:
 def to_vm(row: Row, disk_rows: Sequence[Row]) -> VirtualMachine:
     """A VM out of its row and the rows of the disks that are attached to it."""
     fields = {
-        **row,
+        **_without_scope(row),
+        "scope": to_scope(row),
+        "plan": to_plan(row["plan"]),
         "os_type": OsType(row["os_type"]),
         "generation": Generation(row["generation"]),
         "architecture": Architecture(row["architecture"]),
@@ -156,6 +202,10 @@ def to_vm(row: Row, disk_rows: Sequence[Row]) -> VirtualMachine:
         "disks": tuple(to_disk(d) for d in disk_rows),
     }
     return VirtualMachine(**fields)
+
+
+def _without_scope(row: Row) -> dict[str, Any]:
+    return {key: row[key] for key in row if key not in ("subscription", "resource_group")}
 
 
 def _provenance_json(provenance: Provenance) -> dict[str, Any]:

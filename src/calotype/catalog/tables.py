@@ -12,6 +12,7 @@ from sqlalchemy import (
     Dialect,
     Double,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -54,7 +55,10 @@ images = Table(
     "images",
     metadata,
     Column("id", String(36), primary_key=True),
-    Column("name", String(80), nullable=False, unique=True),
+    Column("subscription", String(36), nullable=False),
+    Column("resource_group", String(90), nullable=False),
+    Column("shelf", String(16), nullable=False),
+    Column("name", Text, nullable=False),
     Column("os_type", String(16), nullable=False),
     Column("os_state", String(16), nullable=False),
     Column("architecture", String(8), nullable=False),
@@ -69,7 +73,12 @@ images = Table(
     Column("stage", String(16), nullable=False),
     Column("verdict", String(16)),
     Column("provenance", JSON, nullable=False),
+    Column("parent_id", String(36), index=True),
+    Column("plan", JSON(none_as_null=True)),
+    Column("entitlement", String(64)),
     Column("created_at", Instant, nullable=False),
+    UniqueConstraint("subscription", "resource_group", "name", name="uq_images_name"),
+    Index("ix_images_shelf", "shelf", "subscription", "resource_group", "name"),
 )
 
 #: ``position`` 0 is the OS disk (``lun`` NULL); data disks follow by LUN.
@@ -89,7 +98,9 @@ vms = Table(
     "vms",
     metadata,
     Column("id", String(36), primary_key=True),
-    Column("name", String(64), nullable=False, unique=True),
+    Column("subscription", String(36), nullable=False),
+    Column("resource_group", String(90), nullable=False),
+    Column("name", String(64), nullable=False),
     Column("vcpus", Integer, nullable=False),
     Column("memory", BigInteger, nullable=False),
     Column("os_type", String(16), nullable=False),
@@ -108,14 +119,19 @@ vms = Table(
     Column("generalized", Boolean, nullable=False),
     Column("notes", JSON, nullable=False),
     Column("tags", JSON, nullable=False),
+    Column("plan", JSON(none_as_null=True)),
+    Column("entitlement", String(64)),
     Column("created_at", Instant, nullable=False),
+    UniqueConstraint("subscription", "resource_group", "name", name="uq_vms_name"),
 )
 
 disks = Table(
     "disks",
     metadata,
     Column("id", String(36), primary_key=True),
-    Column("name", String(80), nullable=False, unique=True),
+    Column("subscription", String(36), nullable=False),
+    Column("resource_group", String(90), nullable=False),
+    Column("name", String(80), nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("index", String(64), index=True),
     Column("image_id", String(36)),
@@ -126,6 +142,26 @@ disks = Table(
     Column("created_at", Instant, nullable=False),
     Column("overlay", String(36)),  # NULL: the disk's own id
     UniqueConstraint("vm_id", "lun", name="uq_disks_lun"),
+    UniqueConstraint("subscription", "resource_group", "name", name="uq_disks_name"),
+)
+
+#: What managed disks held at one instant.
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("subscription", String(36), nullable=False),
+    Column("resource_group", String(90), nullable=False),
+    Column("name", String(80), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("index", String(64), nullable=False, index=True),
+    Column("disk_id", String(36), nullable=False),
+    Column("image_id", String(36)),
+    Column("os_type", String(16)),
+    Column("consistency", String(16), nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    UniqueConstraint("subscription", "resource_group", "name", name="uq_snapshots_name"),
 )
 
 restore_points = Table(
@@ -152,6 +188,208 @@ restore_point_disks = Table(
     Column("lun", Integer),
     Column("caching", String(16), nullable=False),
     Column("tags", JSON, nullable=False),
+)
+
+#: Every image that ever was: descendants are found after their ancestors are gone. ``revoked`` says why.
+lineage = Table(
+    "lineage",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("parent_id", String(36), index=True),
+    Column("name", Text, nullable=False),
+    Column("revoked", Text),
+)
+
+galleries = Table(
+    "galleries",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("subscription", String(36), nullable=False),
+    Column("resource_group", String(90), nullable=False),
+    Column("name", String(80), nullable=False),
+    Column("description", Text),
+    Column("sharing", String(16), nullable=False),
+    Column("everyone", Boolean, nullable=False),
+    Column("community", JSON(none_as_null=True)),
+    Column("public_name", String(80), unique=True),
+    Column("soft_delete_days", Integer, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    UniqueConstraint("subscription", "resource_group", "name", name="uq_galleries_name"),
+)
+
+#: The subscriptions that a gallery is shared with.
+gallery_subscriptions = Table(
+    "gallery_subscriptions",
+    metadata,
+    Column("gallery_id", ForeignKey("galleries.id", ondelete="CASCADE"), primary_key=True),
+    Column("subscription", String(36), primary_key=True, index=True),
+)
+
+definitions = Table(
+    "definitions",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("gallery_id", ForeignKey("galleries.id"), nullable=False),
+    Column("name", String(80), nullable=False),
+    Column("publisher", String(128), nullable=False),
+    Column("offer", String(64), nullable=False),
+    Column("sku", String(64), nullable=False),
+    Column("os_type", String(16), nullable=False),
+    Column("os_state", String(16), nullable=False),
+    Column("generation", String(2), nullable=False),
+    Column("architecture", String(8), nullable=False),
+    Column("features", JSON, nullable=False),
+    Column("description", Text),
+    Column("eula", Text),
+    Column("privacy_uri", Text),
+    Column("release_notes_uri", Text),
+    Column("recommended", JSON, nullable=False),
+    Column("plan", JSON(none_as_null=True)),
+    Column("end_of_life", Instant),
+    Column("recipe", Text),
+    Column("retention", JSON(none_as_null=True)),
+    Column("tags", JSON, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    UniqueConstraint("gallery_id", "name", name="uq_definitions_name"),
+    UniqueConstraint("gallery_id", "publisher", "offer", "sku", name="uq_definitions_triple"),
+)
+
+#: ``eligible`` is kept beside what it follows from (staged, excluded, state, deleted), so that the latest
+#: version is one step in an index.
+versions = Table(
+    "versions",
+    metadata,
+    Column("image_id", ForeignKey("images.id", ondelete="CASCADE"), primary_key=True),
+    Column("definition_id", ForeignKey("definitions.id"), nullable=False),
+    Column("major", Integer, nullable=False),
+    Column("minor", Integer, nullable=False),
+    Column("patch", Integer, nullable=False),
+    Column("eligible", Boolean, nullable=False),
+    Column("exclude_from_latest", Boolean, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("replacement", Text),
+    Column("reason", Text),
+    Column("end_of_life", Instant),
+    Column("block_deletion", Boolean, nullable=False),
+    Column("excluded_regions", JSON, nullable=False),
+    Column("deleted_at", Instant),
+    Column("purge_at", Instant, index=True),
+    UniqueConstraint("definition_id", "major", "minor", "patch", name="uq_versions_number"),
+    Index("ix_versions_latest", "definition_id", "eligible", "major", "minor", "patch"),
+)
+
+#: Where versions are: a region is a configured store.
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("image_id", ForeignKey("images.id", ondelete="CASCADE"), primary_key=True),
+    Column("region", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("bytes_stored", BigInteger, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+)
+
+subscriptions = Table(
+    "subscriptions",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("created_at", Instant, nullable=False),
+)
+
+#: ``resource_group`` and ``resource`` (an id) narrow the scope.
+role_assignments = Table(
+    "role_assignments",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("principal", String(128), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("subscription", ForeignKey("subscriptions.id"), nullable=False),
+    Column("resource_group", String(90)),
+    Column("resource", String(36)),
+    Column("created_at", Instant, nullable=False),
+    Index("ix_role_assignments_principal", "principal", "subscription"),
+)
+
+#: What a subscription may have; no row: as much as it likes.
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("subscription", ForeignKey("subscriptions.id"), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("most", BigInteger, nullable=False),
+)
+
+#: What a subscription has, kept in the transactions that change it.
+usage = Table(
+    "usage",
+    metadata,
+    Column("subscription", String(36), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("used", BigInteger, nullable=False),
+)
+
+#: Catalogues of offers beside the one that ships.
+market_catalogs = Table(
+    "market_catalogs",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("location", Text, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("publisher", String(128)),
+    Column("keyring", Text),
+    Column("allow_addresses", JSON, nullable=False),
+    Column("added_at", Instant, nullable=False),
+)
+
+#: Terms that were accepted.
+terms = Table(
+    "terms",
+    metadata,
+    Column("subscription", ForeignKey("subscriptions.id"), primary_key=True),
+    Column("publisher", String(128), primary_key=True),
+    Column("product", String(64), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("principal", Text, nullable=False),
+    Column("accepted_at", Instant, nullable=False),
+)
+
+#: Offers for some: what a subscription holds.
+entitlements = Table(
+    "entitlements",
+    metadata,
+    Column("subscription", ForeignKey("subscriptions.id"), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("expires_at", Instant),
+    Column("granted_by", Text, nullable=False),
+    Column("granted_at", Instant, nullable=False),
+)
+
+#: Other installations whose public galleries are followed.
+communities = Table(
+    "communities",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("mirrors", JSON, nullable=False),
+    Column("root", Text, nullable=False),
+    Column("allow_addresses", JSON, nullable=False),
+    Column("added_at", Instant, nullable=False),
+)
+
+#: What people reported of community galleries.
+community_reports = Table(
+    "community_reports",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("public_name", String(80), nullable=False, index=True),
+    Column("reference", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("reporter", Text, nullable=False),
+    Column("at", Instant, nullable=False),
 )
 
 #: Overrides and other acts that must be answered for; ``digest`` covers the row and ``previous``.

@@ -41,6 +41,14 @@ class Common:
     "Print the commands that are run."
     quiet: Annotated[bool, Parameter(negative="")] = False
     "No progress bars."
+    subscription: Annotated[str | None, Parameter(env_var="CALOTYPE_SUBSCRIPTION")] = None
+    "The subscription (name or id) to work in."
+    resource_group: Annotated[
+        str | None, Parameter(alias="-g", env_var="CALOTYPE_RESOURCE_GROUP")
+    ] = None
+    "The resource group to work in."
+    principal: Annotated[str | None, Parameter(name="--as", env_var="CALOTYPE_AS")] = None
+    "Work as this principal, with its roles and no more."
 
 
 class _Rate(ProgressColumn):

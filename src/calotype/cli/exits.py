@@ -22,6 +22,8 @@ STATUS: Mapping[type[errors.CalotypeError], int] = {
     errors.GuestError: 8,
     errors.StoreUnavailable: 9,
     errors.ReportRefused: 10,
+    errors.Forbidden: 11,
+    errors.Untrusted: 12,
 }
 INTERRUPTED = 130
 

@@ -12,6 +12,7 @@ from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import one_line
 from calotype.cli.text import size as show_size
 from calotype.engine.generalize import generalize_image, rehearse_image
+from calotype.engine.places import Managed
 from calotype.engine.steps import Steps
 from calotype.errors import InvalidInput
 from calotype.guest import GeneralizeReport, reference
@@ -82,7 +83,7 @@ def generalize(
         if dry_run or image is None:
             show_rehearsal(common, rehearse_image(context, source, steps))
             return
-        made = generalize_image(context, source, image, steps, force=force)
+        made = generalize_image(context, source, Managed(image), steps, force=force)
         if for_people(common):
             emit(common, summary(made.image))
             system = made.report.before.os_name or "a system"

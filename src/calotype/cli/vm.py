@@ -14,7 +14,7 @@ from calotype.cli.arguments import Repeat, Seconds, StdinPath, pair, read
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import size as show_size
-from calotype.engine import guests, launch, machines
+from calotype.engine import guests, launch, machines, references
 from calotype.engine.machines import VmView
 from calotype.errors import InvalidInput
 from calotype.model import Network, VirtualMachine
@@ -148,7 +148,7 @@ def create(
             custom_data=read(custom_data) if custom_data else None,
             timezone=time_zone,
             os_disk_size=units.size(os_disk_size) if os_disk_size else None,
-            new_data_disks=_data_disks(data_disk_sizes, context.catalog.image(image).data_disks),
+            new_data_disks=_data_disks(data_disk_sizes, references.find(context, image).data_disks),
             forwards=[_forward(text) for text in forward],
             network=network,
             allow_duplicate_identity=allow_duplicate_identity,
@@ -165,7 +165,7 @@ def create(
 def list_(*, common: Common | None = None) -> None:
     """List the VMs and what they do now."""
     with session(common) as context:
-        images = {image.id: image.name for image in context.catalog.list_images()}
+        images = context.system.image_names()
         emit(common, [_record(view, images) for view in machines.list_all(context)], COLUMNS)
 
 
@@ -459,7 +459,7 @@ def detach(vm_name: str, disk_name: str, *, common: Common | None = None) -> Non
 
 
 def _emit_vm(context: Any, common: Common | None, name: str) -> None:
-    images = {image.id: image.name for image in context.catalog.list_images()}
+    images = context.system.image_names()
     record = _record(machines.show(context, name), images)
     emit(common, _summary(record) if for_people(common) else record)
 

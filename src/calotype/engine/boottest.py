@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from calotype.engine import bases, look
+from calotype.engine import bases, look, references
 from calotype.engine.bootclone import OFF, STEPS, Clone, Examination, Test, memory
 from calotype.engine.bootreport import BootReport, CloneReport, compare
 from calotype.engine.context import Context
@@ -52,7 +52,7 @@ def boot_test(
         NotFound: there is no such image.
         ReportRefused: the image's evidence report was changed by somebody.
     """
-    image = context.catalog.image(image_name)
+    image = references.find(context, image_name)
     _check(image, clones, timeout)
     known = find_evidence(context, image)
     begun, started_at = time.monotonic(), datetime.now(UTC)

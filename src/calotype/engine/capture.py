@@ -10,8 +10,9 @@ from calotype.engine import look, names, settle
 from calotype.engine.context import Context
 from calotype.engine.moment import CapturedDisk, Freeze, Moment, moment, take, take_generalized
 from calotype.engine.operation import Operation
+from calotype.engine.places import Managed, Place
 from calotype.engine.steps import DEFAULT, Steps
-from calotype.errors import Conflict, InvalidInput
+from calotype.errors import InvalidInput
 from calotype.guest import GeneralizeReport, Proof
 from calotype.model import (
     Consistency,
@@ -55,29 +56,30 @@ class Captured:
     proof: Proof | None = None  # None: nobody looked
 
 
-def capture_vm(context: Context, vm_name: str, request: CaptureRequest) -> Captured:
-    """Make an image of a VM; the VM goes on as before.
+def capture_vm(
+    context: Context, vm_name: str, request: CaptureRequest, place: Place | None = None
+) -> Captured:
+    """Make an image of a VM, by itself or in ``place``; the VM goes on as before.
 
     Raises:
-        Conflict: an image of that name exists.
+        Conflict: the place is taken.
         GuestError: ``freeze`` is ``require`` and the guest cannot be frozen.
         InvalidInput: this guest cannot be generalized.
     """
-    names.resource(request.name, "an image")
+    place = place or Managed(request.name)
     if request.generalize and request.os_state is OsState.SPECIALIZED:
         raise InvalidInput("a generalized image is not specialized", hint="leave one of them out")
-    if context.catalog.find_image(request.name) is not None:
-        raise Conflict(f"image '{request.name}' exists already", hint="choose another name")
+    place.check(context)
     with (
         context.vm_lock(vm_name) as vm,
         context.operation() as operation,
         _moment(context, vm, operation, request) as found,
     ):
         disks, report, proof = _taken(context, vm, operation, request, found)
-        settled = _settled(_image(vm, request, disks, found), request, proof)
-        settle.admit(context, settled, proof, report)
+        settled = _settled(_image(vm, place.name, request, disks, found), request, proof)
+        image = settle.admit(context, settled, place, proof, report)
     return Captured(
-        image=settled.image,
+        image=image,
         consistency=found.consistency,
         frozen_seconds=found.frozen_seconds,
         disks=disks,
@@ -132,7 +134,11 @@ def _moment(
 
 
 def _image(
-    vm: VirtualMachine, request: CaptureRequest, disks: Sequence[CapturedDisk], found: Moment
+    vm: VirtualMachine,
+    name: str,
+    request: CaptureRequest,
+    disks: Sequence[CapturedDisk],
+    found: Moment,
 ) -> Image:
     managed = {disk.lun: disk for disk in vm.disks}
     os_disk, *data = [
@@ -148,7 +154,7 @@ def _image(
     notes = ("declared generalized by the user; Calotype did not do it",) if by_hand else ()
     return Image(
         id=names.new_id(),
-        name=request.name,
+        name=name,
         os_type=vm.os_type,
         os_state=OsState.SPECIALIZED,
         architecture=vm.architecture,
@@ -169,4 +175,6 @@ def _image(
             notes=notes,
         ),
         created_at=datetime.now(UTC),
+        plan=vm.plan,
+        entitlement=vm.entitlement,
     )

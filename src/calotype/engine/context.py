@@ -14,7 +14,7 @@ from calotype.engine.operation import Kind, Operation
 from calotype.engine.partial import Partial
 from calotype.errors import CalotypeError, Conflict, NotFound, TimedOut
 from calotype.machine import Driver
-from calotype.model import VirtualMachine
+from calotype.model import Caller, Scope, VirtualMachine
 from calotype.progress import SILENT, Progress
 
 if TYPE_CHECKING:  # each is loaded when it is first needed: most commands need one of them
@@ -32,13 +32,29 @@ class Context:
     home: Home
     driver: Driver
     progress: Progress = SILENT
+    caller: Caller = Caller()
+
+    @property
+    def scope(self) -> Scope:
+        """Where names are looked up, and where new resources are."""
+        return self.caller.scope
 
     @cached_property
     def catalog(self) -> "Catalog":
-        """The catalogue, opened when first asked."""
+        """The catalogue as the caller may see and change it, opened when first asked."""
         from calotype.catalog import Catalog  # noqa: PLC0415 (see above)
 
-        return Catalog(self.home.prepare().catalog)
+        return Catalog(self.home.prepare().catalog, self.caller)
+
+    @cached_property
+    def system(self) -> "Catalog":
+        """The catalogue for housekeeping, which sees everything."""
+        return self.catalog.of(Caller())
+
+    @property
+    def region(self) -> str:
+        """What this installation is called where versions are barred from regions."""
+        return str(self.settings.values["region"])
 
     @cached_property
     def settings(self) -> Settings:
@@ -118,9 +134,9 @@ class Context:
     def _known(self, kind: Kind, identifier: str) -> bool:
         try:
             if kind == "vm":
-                self.catalog.vm(identifier)
+                self.system.vm(identifier)
             elif kind == "disk":
-                return self.catalog.has_overlay(identifier)
+                return self.system.has_overlay(identifier)
             else:
                 return False
         except NotFound:
@@ -150,7 +166,7 @@ class Context:
         with operation.quiet(self.home.prepare()) as quiet:
             if not quiet:
                 return
-            in_use = self.catalog.indexes_in_use()
+            in_use = self.system.indexes_in_use()
             for index in set(indexes) - in_use:
                 self.repository.delete_index(index)
             for partial in Partial.all(self.home):
@@ -166,11 +182,11 @@ class Context:
     def _drop_evidence(self) -> None:
         """Remove the reports of images that are gone."""
         if self.home.evidence.exists():
-            known = {image.id for image in self.catalog.list_images()}
+            known = self.system.image_ids()
             for path in self.home.evidence.iterdir():
                 if path.name not in known:
                     shutil.rmtree(path, ignore_errors=True)
 
     def indexes_of_disks(self) -> set[str]:
         """The Indexes whose bases disks of VMs are stacked on."""
-        return {disk.index for disk in self.catalog.list_disks() if disk.index is not None}
+        return {disk.index for disk in self.system.list_disks() if disk.index is not None}

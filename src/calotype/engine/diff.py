@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from calotype.engine import references
 from calotype.engine.context import Context
 from calotype.errors import GuestError
 from calotype.guest.diff import GuestDiff, Side, diff
@@ -60,7 +61,7 @@ def diff_images(context: Context, before: str, after: str, *, appliance: bool = 
         NotFound: there is no such image.
         StoreDamaged: a disk cannot be read.
     """
-    a, b = context.catalog.image(before), context.catalog.image(after)
+    a, b = references.find(context, before), references.find(context, after)
     rows = {index: context.repository.rows(index) for index in _indexes(a, b)}
     disks = list(_disks(a, b, rows))
     if a.os_disk.index == b.os_disk.index:
@@ -92,7 +93,7 @@ def sbom(context: Context, name: str, *, appliance: bool = False) -> bytes:
     """
     from calotype.guest.sbom import Subject, document, of_tree  # noqa: PLC0415 (its library takes 0.1 s)
 
-    image = context.catalog.image(name)
+    image = references.find(context, name)
     subject = Subject(
         name=image.name,
         id=image.id,

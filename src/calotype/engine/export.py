@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from calotype.disk.export import ExportFormat, azure_gate, parse_target, write
 from calotype.disk.ova_write import Machine, write_ova
-from calotype.engine import bases
+from calotype.engine import bases, references
 from calotype.engine.context import Context
 from calotype.engine.operation import Operation
 from calotype.errors import InvalidInput, NotFound
@@ -60,7 +60,7 @@ def export_image(
     if not target.parent.is_dir():
         raise NotFound(f"there is no directory '{target.parent}'")
     with context.operation() as operation:
-        image = context.catalog.image(name)
+        image = references.find(context, name)
         evidence = _evidence(context, image, target, overwrite=overwrite) if report else None
         if wanted == _OVA:
             exported = _export_ova(context, operation, image, target, overwrite=overwrite)

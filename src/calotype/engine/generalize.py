@@ -8,11 +8,12 @@ from pathlib import Path
 
 from calotype.disk.served import served
 from calotype.disk.view import NbdSource, writable
-from calotype.engine import look, names, settle
+from calotype.engine import look, names, references, settle
 from calotype.engine.context import Context
 from calotype.engine.moment import moment
+from calotype.engine.places import Place
 from calotype.engine.steps import Steps
-from calotype.errors import Conflict, InvalidInput, NotAllowed
+from calotype.errors import InvalidInput, NotAllowed
 from calotype.guest import GeneralizeReport, Proof
 from calotype.model import Image, OsState, OsType, Provenance, SourceKind, Verdict
 
@@ -28,20 +29,23 @@ class GeneralizedImage:
 
 
 def generalize_image(
-    context: Context, source: str, name: str, steps: Steps, *, force: bool = False
+    context: Context,
+    source: str,
+    place: Place,
+    steps: Steps,
+    *,
+    force: bool = False,
 ) -> GeneralizedImage:
     """Make a generalized image of a specialized one: its OS disk generalized, its data disks as they are.
 
     Raises:
-        Conflict: an image of that name exists.
+        Conflict: the place is taken.
         NotAllowed: the source is generalized.
         GuestError: its guest cannot be generalized, or a check found that something is left.
     """
-    names.resource(name, "an image")
-    if context.catalog.find_image(name) is not None:
-        raise Conflict(f"image '{name}' exists already", hint="choose another name")
+    place.check(context)
     with context.operation() as operation:
-        image = context.catalog.image(source)
+        image = references.find(context, source)
         _require_specialized(image)
         overlay = operation.directory / "generalized.qcow2"
         with _served(context, image, operation.directory) as stored:
@@ -56,10 +60,10 @@ def generalize_image(
                     progress=context.progress,
                 )
         made = settle.settle_generalized(
-            _copy(image, name, taken.index), proof, steps.disable, force=force
+            _copy(image, place.name, taken.index), proof, steps.disable, force=force
         )
-        settle.admit(context, made, proof, report)
-    return GeneralizedImage(made.image, report, proof, taken.stored_bytes)
+        image = settle.admit(context, made, place, proof, report)
+    return GeneralizedImage(image, report, proof, taken.stored_bytes)
 
 
 def rehearse_image(context: Context, source: str, steps: Steps) -> GeneralizeReport:
@@ -69,7 +73,7 @@ def rehearse_image(context: Context, source: str, steps: Steps) -> GeneralizeRep
         GuestError: its guest cannot be generalized.
     """
     with context.operation() as operation:
-        image = context.catalog.image(source)
+        image = references.find(context, source)
         overlay = operation.directory / "rehearsal.qcow2"
         with (
             _served(context, image, operation.directory) as stored,
@@ -129,5 +133,6 @@ def _copy(image: Image, name: str, index: str) -> Image:
         os_disk=replace(image.os_disk, index=index),
         os_state=OsState.GENERALIZED,
         provenance=provenance,
+        parent_id=image.id,
         created_at=datetime.now(UTC),
     )

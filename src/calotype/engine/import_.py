@@ -10,6 +10,7 @@ from calotype.disk.ova import Appliance
 from calotype.disk.upload import OpenUpload, open_upload
 from calotype.engine import look, names, settle
 from calotype.engine.context import Context
+from calotype.engine.places import Managed, Place
 from calotype.engine.sources import Source, Upload, open_source, require_sha256
 from calotype.errors import Conflict, DiskRefused, InvalidInput
 from calotype.guest import Inspection
@@ -73,9 +74,13 @@ class _Uploaded:
 
 
 def import_image(
-    context: Context, request: ImageRequest, os_upload: Upload, data: Mapping[int, Upload]
+    context: Context,
+    request: ImageRequest,
+    os_upload: Upload,
+    data: Mapping[int, Upload],
+    place: Place | None = None,
 ) -> Imported:
-    """Make an image of uploads: the OS disk, and data disks by LUN.
+    """Make an image of uploads, by itself or in ``place``: the OS disk, and data disks by LUN.
 
     An OVA brings all its disks; it cannot be combined with other data disks. The same upload under the
     same name again is no error and does nothing.
@@ -85,14 +90,18 @@ def import_image(
         InvalidInput: a checksum differs, or a property cannot be used.
         Conflict: the name belongs to another image.
     """
-    names.resource(request.name, "an image")
     names.vm_size(request.recommended.vcpus, request.recommended.memory)
     with context.operation() as operation:
         scratch = operation.directory
-        existing = context.catalog.find_image(request.name)
-        if existing is not None:
-            _require_same(context, existing, os_upload, data, scratch)
-            return Imported(existing, (), existed=True)
+        if place is None:
+            names.resource(request.name, "an image")
+            existing = context.catalog.find_image(request.name)
+            if existing is not None:
+                _require_same(context, existing, os_upload, data, scratch)
+                return Imported(existing, (), existed=True)
+            place = Managed(request.name)
+        else:
+            place.check(context)
         uploaded = _take_in(context, None, os_upload, scratch)
         if len(uploaded) > 1 and data:
             raise InvalidInput("an OVA brings its own data disks", hint="leave out --data-disk")
@@ -102,10 +111,10 @@ def import_image(
                 raise InvalidInput("an OVA cannot be one data disk")
             uploaded += taken
         proof = look.prove_index(context, uploaded[0].disk.index)
-        image = _image(request, uploaded, proof.seen)
+        image = _image(request, place.name, uploaded, proof.seen)
         settled = settle.settle(image, request.os_state, proof, force=request.force)
-        settle.admit(context, settled)
-    return Imported(settled.image, tuple(item.ingested for item in uploaded))
+        admitted = settle.admit(context, settled, place)
+    return Imported(admitted, tuple(item.ingested for item in uploaded))
 
 
 def _require_same(
@@ -188,11 +197,11 @@ def _hold_to_name(source: Source, upload: Upload, opened: OpenUpload) -> None:
         )
 
 
-def _image(request: ImageRequest, uploaded: list[_Uploaded], seen: Inspection) -> Image:
+def _image(request: ImageRequest, name: str, uploaded: list[_Uploaded], seen: Inspection) -> Image:
     first = uploaded[0]
     return Image(
         id=names.new_id(),
-        name=request.name,
+        name=name,
         os_type=seen.os_type or request.os_type,  # what stands there, where it can be seen
         os_state=request.os_state or OsState.SPECIALIZED,
         os_disk=first.disk,

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 
 from calotype.disk import blank
 from calotype.disk.durable import fsync_directory
-from calotype.engine import bases, keys, names
+from calotype.engine import bases, keys, names, references
 from calotype.engine.context import Context
 from calotype.engine.machines import indexes, seed_path, specification
+from calotype.engine.usable import require_usable
 from calotype.errors import Conflict, InvalidInput
 from calotype.machine import ssh
 from calotype.machine.seed import Provisioning, build_seed, hash_password
@@ -73,11 +74,13 @@ def create_vm(context: Context, request: VmRequest) -> VirtualMachine:
     """
     bases.revive(context)
     with context.operation() as operation:
-        image = context.catalog.image(request.image)
+        image = references.find(context, request.image)
+        warnings = require_usable(context, image)
         _check(request, image)
         if any(vm.name == request.name for vm in context.catalog.list_vms()):
             raise Conflict(f"VM '{request.name}' exists already", hint="choose another name")
         vm = _plan(context, request, image)
+        vm = replace(vm, notes=(*vm.notes, *warnings))
         operation.claim_all([("vm", vm.id), *(("disk", disk.id) for disk in vm.disks)])
         with bases.held(context, indexes(vm), operation.directory) as found:
             _make_files(context, vm, request)
@@ -173,6 +176,7 @@ def _plan(context: Context, request: VmRequest, image: Image) -> VirtualMachine:
             vm_id=vm_id,
             lun=lun,
             created_at=now,
+            scope=context.scope,
         )
         if source is None:
             return managed
@@ -206,6 +210,9 @@ def _plan(context: Context, request: VmRequest, image: Image) -> VirtualMachine:
         disks=tuple(disks),
         tags=dict(request.tags),
         created_at=now,
+        scope=context.scope,
+        plan=image.plan,
+        entitlement=image.entitlement,
     )
 
 

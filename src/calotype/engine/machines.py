@@ -177,7 +177,12 @@ def create_disk(
     if size < MIB or size % 512:
         raise InvalidInput(f"{size} bytes is no size for a disk", hint="1M or more")
     disk = ManagedDisk(
-        id=names.new_id(), name=name, size=size, caching=caching, created_at=datetime.now(UTC)
+        id=names.new_id(),
+        name=name,
+        size=size,
+        caching=caching,
+        created_at=datetime.now(UTC),
+        scope=context.scope,
     )
     with context.operation() as operation:
         operation.claim("disk", disk.id)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from calotype.catalog import Act
 from calotype.engine.context import Context
+from calotype.engine.places import Place
 from calotype.errors import InvalidInput
 from calotype.guest import GeneralizeReport, Proof
 from calotype.model import Image, OsState, OsType, Verdict
@@ -115,10 +116,11 @@ def state_of(proof: Proof) -> OsState:
 def admit(
     context: Context,
     settled: Settled,
+    place: Place,
     proof: Proof | None = None,
     generalized: GeneralizeReport | None = None,
-) -> None:
-    """Make the image exist; what was overruled for it is written into the audit with it.
+) -> Image:
+    """Make the image exist in its place; what was overruled for it is written into the audit with it.
 
     What was done to make it general is in a signed report before that.
     """
@@ -142,7 +144,7 @@ def admit(
                 "evidence": list(settled.overruled),
             },
         )
-    context.catalog.add_image(image, act=act)
+    return place.put(context, image, act)
 
 
 def noted(image: Image, note: str) -> Image:

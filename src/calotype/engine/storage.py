@@ -95,7 +95,7 @@ class StoreCopy:
 
 def stats(context: Context) -> StoreUsage:
     """Count what images hold and share; what a VM or a restore point needs is not freed by deletion."""
-    images = context.catalog.list_images()
+    images = context.system.every_image()
     named = [disk.index for image in images for disk in image.disks]
     of_vms = context.indexes_of_disks() | context.catalog.restore_points.indexes()
     usage = context.repository.stats([*named, *sorted(of_vms)])
@@ -207,7 +207,7 @@ def copy(context: Context, target: str, names: Sequence[str] = ()) -> StoreCopy:
         Conflict: the target is this store.
     """
     catalog = context.catalog
-    images = [catalog.image(name) for name in names] if names else catalog.list_images()
+    images = [catalog.image(name) for name in names] if names else catalog.every_image()
     wanted = {image.name: {disk.index for disk in image.disks} for image in images}
     with _other(context, target, create=True) as other:
         report = copy_indexes(
@@ -296,5 +296,5 @@ def _damage(report: CheckReport) -> tuple[str, ...]:
 
 def _images(context: Context, indexes: Sequence[str] | set[str]) -> tuple[str, ...]:
     hit = set(indexes)
-    listed = context.catalog.list_images()
+    listed = context.system.every_image()
     return tuple(image.name for image in listed if hit & {disk.index for disk in image.disks})

@@ -4,7 +4,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from calotype.engine import look
+from calotype.engine import look, references
 from calotype.engine.context import Context
 from calotype.engine.evidence import write_evidence
 from calotype.engine.statement import Rule
@@ -47,7 +47,7 @@ def verify_image(context: Context, name: str) -> Verified:
         NotFound: there is no such image.
         StoreDamaged: a disk of it cannot be read.
     """
-    image = context.catalog.image(name)
+    image = references.find(context, name)
     luns = [disk.lun for disk in image.data_disks if disk.lun is not None]
     with (
         context.progress.phase("looking into the disks", None),

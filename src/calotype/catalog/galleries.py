@@ -1,0 +1,393 @@
+"""Galleries and image definitions; whoever may read a gallery may read what is in it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from sqlalchemy import Connection, Table, delete, exists, func, insert, or_, select, update
+
+from calotype.catalog import rows
+from calotype.catalog.access import Access
+from calotype.catalog.audit import Act, append
+from calotype.catalog.tables import definitions, galleries, gallery_subscriptions, versions
+from calotype.errors import Conflict, NotFound
+from calotype.model import (
+    Architecture,
+    CommunityInfo,
+    Gallery,
+    Generation,
+    ImageDefinition,
+    OsState,
+    OsType,
+    Range,
+    Retention,
+    Role,
+    Scope,
+    Sharing,
+)
+
+Transaction = Callable[[], AbstractContextManager[Connection]]
+
+
+class Galleries:
+    """The galleries in a catalogue, and their definitions; each method is one transaction."""
+
+    def __init__(self, read: Transaction, write: Transaction, access: Access) -> None:
+        """Use the database whose transactions ``read`` and ``write`` begin."""
+        self._read = read
+        self._write = write
+        self.access = access
+
+    # -- galleries
+
+    def add(self, gallery: Gallery, act: Act) -> None:
+        """Make a gallery exist.
+
+        Raises:
+            Conflict: the name is taken.
+            Forbidden: the caller may not make resources in its group.
+        """
+        row = {
+            "id": gallery.id,
+            **rows.scope_row(gallery.scope),
+            "name": gallery.name,
+            "soft_delete_days": gallery.soft_delete_days,
+            "created_at": gallery.created_at,
+            **_changeable(gallery),
+        }
+        with self._write() as db:
+            self.access.require_here(db, Role.CONTRIBUTOR, f"gallery '{gallery.name}'")
+            same = (galleries.c.name == gallery.name, *_in(galleries, gallery.scope))
+            if db.scalar(select(galleries.c.id).where(*same)) is not None:
+                raise _taken("gallery", gallery.name)
+            db.execute(insert(galleries), row)
+            append(db, act)
+
+    def get(self, name_or_id: str) -> Gallery:
+        """The gallery of that id, or of that name in the caller's group.
+
+        Raises:
+            NotFound: there is none, or the caller may not read it.
+        """
+        with self._read() as db:
+            return to_gallery(db, self.row(db, name_or_id))
+
+    def public(self, public_name: str) -> Gallery:
+        """The gallery that the community knows under that name.
+
+        Raises:
+            NotFound: there is none (any more).
+        """
+        open_to_all = galleries.c.sharing == Sharing.COMMUNITY.value
+        query = select(galleries).where(galleries.c.public_name == public_name, open_to_all)
+        with self._read() as db:
+            row = db.execute(query).mappings().first()
+            if row is None:
+                raise NotFound(
+                    f"the community has no gallery '{public_name}'",
+                    hint="calotype community list shows them",
+                )
+            return to_gallery(db, dict(row))
+
+    def list(self, *, shared: bool = False, community: bool = False) -> list[Gallery]:
+        """The galleries in the caller's group; instead, those that others share, or the community's."""
+        with self._read() as db:
+            if community:
+                where = galleries.c.sharing == Sharing.COMMUNITY.value
+            elif shared:
+                where = self._shared()
+            else:
+                where = self.access.visible(db, galleries)
+                for condition in _in(galleries, self.access.caller.scope):
+                    where &= condition
+            query = select(galleries).where(where).order_by(galleries.c.name, galleries.c.id)
+            return [to_gallery(db, dict(row)) for row in db.execute(query).mappings()]
+
+    def update(self, gallery: Gallery, act: Act, role: Role = Role.CONTRIBUTOR) -> None:
+        """Change what can change of a gallery.
+
+        Raises:
+            NotFound, Forbidden: there is none, or the caller has not ``role`` for it.
+            Conflict: the public name is taken.
+        """
+        with self._write() as db:
+            self.access.require(db, role, self.row(db, gallery.id), f"gallery '{gallery.name}'")
+            values = {**_changeable(gallery), "soft_delete_days": gallery.soft_delete_days}
+            db.execute(update(galleries).where(galleries.c.id == gallery.id).values(**values))
+            mine = gallery_subscriptions.c.gallery_id == gallery.id
+            db.execute(delete(gallery_subscriptions).where(mine))
+            if shared_with := sorted(set(gallery.subscriptions)):
+                subscribed = [{"gallery_id": gallery.id, "subscription": s} for s in shared_with]
+                db.execute(insert(gallery_subscriptions), subscribed)
+            append(db, act)
+
+    def delete(self, gallery_id: str, act: Act) -> None:
+        """Take an empty gallery out of the catalogue.
+
+        Raises:
+            Conflict: there are definitions in it.
+        """
+        with self._write() as db:
+            row = self.row(db, gallery_id)
+            self.access.require(db, Role.CONTRIBUTOR, row, f"gallery '{row['name']}'")
+            inside = select(definitions.c.name).where(definitions.c.gallery_id == gallery_id)
+            if (left := db.scalar(inside.limit(1))) is not None:
+                raise Conflict(
+                    f"gallery '{row['name']}' holds image definitions, such as '{left}'",
+                    hint="delete them first",
+                )
+            db.execute(delete(galleries).where(galleries.c.id == gallery_id))
+            append(db, act)
+
+    # -- definitions
+
+    def add_definition(self, definition: ImageDefinition, act: Act) -> None:
+        """Make an image definition exist.
+
+        Raises:
+            Conflict: its name, or its publisher, offer and SKU, are taken in the gallery.
+        """
+        with self._write() as db:
+            row = self.row(db, definition.gallery_id)
+            self.access.require(db, Role.CONTRIBUTOR, row, f"gallery '{row['name']}'")
+            mine = definitions.c.gallery_id == definition.gallery_id
+            if db.scalar(select(func.count()).where(mine, definitions.c.name == definition.name)):
+                raise _taken("image definition", f"{row['name']}/{definition.name}")
+            triple = (
+                definitions.c.publisher == definition.publisher,
+                definitions.c.offer == definition.offer,
+                definitions.c.sku == definition.sku,
+            )
+            other = db.scalar(select(definitions.c.name).where(mine, *triple))
+            if other is not None:
+                raise Conflict(
+                    f"image definition '{other}' of this gallery has publisher "
+                    f"'{definition.publisher}', offer '{definition.offer}' and SKU '{definition.sku}'",
+                    hint="choose another SKU: the three together are unique in a gallery",
+                )
+            db.execute(insert(definitions), _definition_row(definition))
+            append(db, act)
+
+    def definition(self, gallery: str, name: str) -> ImageDefinition:
+        """The definition of that name in a gallery (by name or id).
+
+        Raises:
+            NotFound: there is no such gallery or definition.
+        """
+        with self._read() as db:
+            owner = self.row(db, gallery)
+            here = (definitions.c.gallery_id == owner["id"], definitions.c.name == name)
+            row = db.execute(select(definitions).where(*here)).mappings().first()
+            if row is None:
+                raise NotFound(
+                    f"there is no image definition '{owner['name']}/{name}'",
+                    hint=f"calotype gallery image-definition list {owner['name']} shows them",
+                )
+            return to_definition(dict(row), owner)
+
+    def definition_of(self, definition_id: str) -> ImageDefinition:
+        """The definition of that id.
+
+        Raises:
+            NotFound: there is none, or the caller may not read it.
+        """
+        with self._read() as db:
+            row = db.execute(select(definitions).where(definitions.c.id == definition_id))
+            found = row.mappings().first()
+            if found is None:
+                raise NotFound(f"there is no image definition '{definition_id}'")
+            return to_definition(dict(found), self.row(db, found["gallery_id"]))
+
+    def definitions(
+        self, gallery: str, *, limit: int = 1000, after: str | None = None
+    ) -> Sequence[ImageDefinition]:
+        """A page of a gallery's definitions by name, those after the name ``after``."""
+        with self._read() as db:
+            owner = self.row(db, gallery)
+            query = select(definitions).where(definitions.c.gallery_id == owner["id"])
+            if after is not None:
+                query = query.where(definitions.c.name > after)
+            found = db.execute(query.order_by(definitions.c.name).limit(limit)).mappings()
+            return [to_definition(dict(row), owner) for row in found]
+
+    def update_definition(self, definition: ImageDefinition, act: Act) -> None:
+        """Change what can change of a definition; what cannot is the engine's to refuse."""
+        with self._write() as db:
+            row = self.row(db, definition.gallery_id)
+            self.access.require(db, Role.CONTRIBUTOR, row, f"gallery '{row['name']}'")
+            values = _definition_row(definition)
+            db.execute(
+                update(definitions).where(definitions.c.id == definition.id).values(**values)
+            )
+            append(db, act)
+
+    def delete_definition(self, definition_id: str, act: Act) -> None:
+        """Take an empty definition out of the catalogue.
+
+        Raises:
+            Conflict: there are versions of it, or deleted ones that can come back.
+        """
+        with self._write() as db:
+            found = select(definitions).where(definitions.c.id == definition_id)
+            definition = db.execute(found).mappings().one()
+            row = self.row(db, definition["gallery_id"])
+            self.access.require(db, Role.CONTRIBUTOR, row, f"gallery '{row['name']}'")
+            if db.scalar(select(exists().where(versions.c.definition_id == definition_id))):
+                raise Conflict(
+                    f"there are versions of image definition '{row['name']}/{definition['name']}'",
+                    hint="delete them first, with --purge those that can still come back",
+                )
+            db.execute(delete(definitions).where(definitions.c.id == definition_id))
+            append(db, act)
+
+    # -- inside a transaction
+
+    def row(self, db: Connection, name_or_id: str) -> dict[str, Any]:
+        """The row of a gallery that the caller may read.
+
+        Raises:
+            NotFound: there is none, or the caller may not read it.
+        """
+        by_id = select(galleries).where(galleries.c.id == name_or_id)
+        here = (galleries.c.name == name_or_id, *_in(galleries, self.access.caller.scope))
+        found = (
+            db.execute(by_id).mappings().first()
+            or db.execute(select(galleries).where(*here)).mappings().first()
+        )
+        if found is None or not self._readable(db, dict(found)):
+            raise NotFound(
+                f"there is no gallery '{name_or_id}'", hint="calotype gallery list shows them"
+            )
+        return dict(found)
+
+    def _readable(self, db: Connection, row: Mapping[str, Any]) -> bool:
+        """Whether the caller has a role there, or the gallery is shared with its subscription."""
+        if self.access.has(db, Role.READER, dict(row)):
+            return True
+        if row["sharing"] == Sharing.COMMUNITY.value:
+            return True
+        query = select(galleries.c.id).where(galleries.c.id == row["id"], self._shared())
+        return db.scalar(query) is not None
+
+    def _shared(self) -> Any:
+        """The condition of being shared with the caller's subscription, and not its own."""
+        mine = self.access.caller.scope.subscription
+        named = exists().where(
+            gallery_subscriptions.c.gallery_id == galleries.c.id,
+            gallery_subscriptions.c.subscription == mine,
+        )
+        groups = galleries.c.sharing == Sharing.GROUPS.value
+        return groups & or_(named, galleries.c.everyone) & (galleries.c.subscription != mine)
+
+
+def to_gallery(db: Connection, row: Mapping[str, Any]) -> Gallery:
+    """A gallery out of its row, and the subscriptions that it is shared with."""
+    mine = gallery_subscriptions.c.gallery_id == row["id"]
+    order = gallery_subscriptions.c.subscription
+    return Gallery(
+        id=row["id"],
+        name=row["name"],
+        description=row["description"],
+        sharing=Sharing(row["sharing"]),
+        subscriptions=tuple(
+            db.scalars(select(gallery_subscriptions.c.subscription).where(mine).order_by(order))
+        ),
+        everyone=row["everyone"],
+        community=CommunityInfo(**row["community"]) if row["community"] else None,
+        soft_delete_days=row["soft_delete_days"],
+        tags=dict(row["tags"]),
+        created_at=row["created_at"],
+        scope=rows.to_scope(row),
+    )
+
+
+def to_definition(row: Mapping[str, Any], owner: Mapping[str, Any]) -> ImageDefinition:
+    """A definition out of its row and its gallery's."""
+    size = row["recommended"]
+    return ImageDefinition(
+        id=row["id"],
+        gallery_id=owner["id"],
+        gallery=owner["name"],
+        name=row["name"],
+        publisher=row["publisher"],
+        offer=row["offer"],
+        sku=row["sku"],
+        os_type=OsType(row["os_type"]),
+        os_state=OsState(row["os_state"]),
+        generation=Generation(row["generation"]),
+        architecture=Architecture(row["architecture"]),
+        features=dict(row["features"]),
+        description=row["description"],
+        eula=row["eula"],
+        privacy_uri=row["privacy_uri"],
+        release_notes_uri=row["release_notes_uri"],
+        vcpus=Range(*size["vcpus"]),
+        memory=Range(*size["memory"]),
+        plan=rows.to_plan(row["plan"]),
+        end_of_life=row["end_of_life"],
+        recipe=row["recipe"],
+        retention=Retention(**row["retention"]) if row["retention"] else None,
+        tags=dict(row["tags"]),
+        created_at=row["created_at"],
+        scope=rows.to_scope(owner),
+    )
+
+
+def _definition_row(definition: ImageDefinition) -> dict[str, Any]:
+    keep = definition.retention
+    return {
+        "id": definition.id,
+        "gallery_id": definition.gallery_id,
+        "name": definition.name,
+        "publisher": definition.publisher,
+        "offer": definition.offer,
+        "sku": definition.sku,
+        "os_type": definition.os_type.value,
+        "os_state": definition.os_state.value,
+        "generation": definition.generation.value,
+        "architecture": definition.architecture.value,
+        "features": definition.features,
+        "description": definition.description,
+        "eula": definition.eula,
+        "privacy_uri": definition.privacy_uri,
+        "release_notes_uri": definition.release_notes_uri,
+        "recommended": {
+            "vcpus": [definition.vcpus.min, definition.vcpus.max],
+            "memory": [definition.memory.min, definition.memory.max],
+        },
+        "plan": rows.plan_json(definition.plan),
+        "end_of_life": definition.end_of_life,
+        "recipe": definition.recipe,
+        "retention": {"keep": keep.keep, "days": keep.days} if keep else None,
+        "tags": definition.tags,
+        "created_at": definition.created_at,
+    }
+
+
+def _changeable(gallery: Gallery) -> dict[str, Any]:
+    info = gallery.community
+    return {
+        "description": gallery.description,
+        "sharing": gallery.sharing.value,
+        "everyone": gallery.everyone,
+        "community": {
+            "publisher_uri": info.publisher_uri,
+            "publisher_contact": info.publisher_contact,
+            "eula": info.eula,
+            "public_name": info.public_name,
+        }
+        if info
+        else None,
+        "public_name": info.public_name if info else None,
+        "tags": gallery.tags,
+    }
+
+
+def _in(table: Table, scope: Scope) -> tuple[Any, ...]:
+    return (table.c.subscription == scope.subscription, table.c.resource_group == scope.group)
+
+
+def _taken(kind: str, name: str) -> Conflict:
+    return Conflict(
+        f"{kind} '{name}' exists already", hint="choose another name, or delete it first"
+    )

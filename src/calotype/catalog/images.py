@@ -1,0 +1,37 @@
+"""Rows of images, for everything that is one: managed images, image versions, pulled images."""
+
+from sqlalchemy import Connection, delete, insert, select
+
+from calotype.catalog import rows
+from calotype.catalog.tables import image_disks, images, lineage
+from calotype.errors import Conflict
+from calotype.model import Image
+
+
+def put_image(db: Connection, image: Image) -> None:
+    """Insert an image, its disks and its lineage.
+
+    Raises:
+        Conflict: the name is taken.
+    """
+    row = rows.image_row(image)
+    here = [images.c[name] == row[name] for name in ("subscription", "resource_group", "name")]
+    if db.scalar(select(images.c.id).where(*here)) is not None:
+        raise Conflict(
+            f"image '{image.name}' exists already", hint="choose another name, or delete it first"
+        )
+    db.execute(insert(images), row)
+    db.execute(insert(image_disks), rows.image_disk_rows(image))
+    db.execute(insert(lineage), {"id": image.id, "parent_id": row["parent_id"], "name": image.name})
+
+
+def drop_image(db: Connection, image_id: str) -> None:
+    """Delete an image, its disks, and what makes it a version; its lineage stays."""
+    db.execute(delete(image_disks).where(image_disks.c.image_id == image_id))
+    db.execute(delete(images).where(images.c.id == image_id))
+
+
+def image_disk_rows_of(db: Connection, image_id: str) -> list[rows.Row]:
+    """The rows of an image's disks, the OS disk first."""
+    query = select(image_disks).where(image_disks.c.image_id == image_id)
+    return [dict(row) for row in db.execute(query.order_by(image_disks.c.position)).mappings()]

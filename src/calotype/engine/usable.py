@@ -1,0 +1,17 @@
+"""Whether a VM may be made of an image: its life cycle, its ancestors', its region, its terms."""
+
+from calotype.engine import lifecycle, purchase
+from calotype.engine.context import Context
+from calotype.model import Image
+
+
+def require_usable(context: Context, image: Image) -> tuple[str, ...]:
+    """Refuse an image that makes no VMs here and now; warnings about one that does.
+
+    Raises:
+        NotAllowed: it is obsolete or revoked, descends from a revoked one, or is not for this region.
+        PurchaseRefused: its terms were not accepted, or the subscription is not entitled to it.
+    """
+    warnings = lifecycle.warnings_of(context, image)
+    purchase.require(context, image)
+    return warnings
