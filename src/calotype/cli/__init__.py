@@ -18,6 +18,7 @@ GROUPS = {
     "vm": "Virtual machines: create from an image, look after, capture, generalize, restore.",
     "disk": "Managed disks: create, list, show, delete.",
     "store": "The store: how much it holds, whether it is whole; prune, repair, copy.",
+    "community": "Community galleries: publish, list, search, show, report; follow other installations'.",
     "keys": "The key that signs evidence reports, and the keys that are believed.",
     "audit": "What somebody must answer for: overrides, keys; whether the record is whole.",
     "recipe": "Recipes: build an image from a distribution's own packages.",
