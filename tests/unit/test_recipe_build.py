@@ -84,6 +84,37 @@ def test_the_disk(tmp_path, filled):
         assert b"GRUB" in file.read(440)
 
 
+def test_a_fresh_build_takes_the_newest_packages_and_the_place_of_the_cached_one(
+    tmp_path, filled, monkeypatch
+):
+    first = build("tiny", tmp_path)
+
+    def newer(recipe, tree, debs, work):
+        calls(recipe, tree, debs, work)
+        tree.write("var/lib/dpkg/status", "Package: a\nVersion: 9\n")
+
+    calls = unpack.fill
+    monkeypatch.setattr(unpack, "fill", newer)
+    assert build("tiny", tmp_path) == first
+    fresh = build("tiny", tmp_path, fresh=True)
+    assert (fresh.path, fresh.packages) == (first.path, (("a", "9"),))
+    assert fresh.sha256 != first.sha256
+    assert build("tiny", tmp_path) == fresh
+    assert len(left(tmp_path)) == 2
+
+
+def test_a_fresh_build_that_fails_leaves_the_cached_one(tmp_path, filled, monkeypatch):
+    first = build("tiny", tmp_path)
+
+    def fail(recipe, tree, debs, work):
+        raise ToolFailed("the mirror is gone")
+
+    monkeypatch.setattr(unpack, "fill", fail)
+    with pytest.raises(ToolFailed):
+        build("tiny", tmp_path, fresh=True)
+    assert build("tiny", tmp_path) == first
+
+
 @pytest.mark.parametrize("error", [ToolFailed("the mirror is gone"), KeyboardInterrupt()])
 def test_nothing_is_left_of_a_build_that_ends_early(tmp_path, filled, monkeypatch, error):
     def fail(recipe, tree, debs, work):

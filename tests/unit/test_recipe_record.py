@@ -19,7 +19,14 @@ TABLE = {
 
 
 def test_the_recipes_that_ship():
-    assert {"tiny", "debian-12"} <= {recipe.name for recipe in recipes()}
+    assert {
+        "tiny",
+        "debian-minimal",
+        "debian-12",
+        "debian-postgresql",
+        "debian-nginx",
+        "debian-dev",
+    } == {recipe.name for recipe in recipes()}
     for recipe in recipes():
         assert recipe.description
         assert recipe.generations == (Generation.V1, Generation.V2)

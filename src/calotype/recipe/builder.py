@@ -1,8 +1,9 @@
 """Build a recipe's image, or take it from the cache.
 
 The cache's key is a digest of the recipe and of this room's code, so the same request is answered from
-the cache without a network until one of the two changes. An image appears under its name whole or not at
-all; whatever an interrupted build leaves is removed by the next.
+the cache without a network until one of the two changes, or a fresh build is asked for: a recipe names
+packages, not their versions, so that is how updates of the distribution come in. An image appears under its
+name whole or not at all; whatever an interrupted build leaves is removed by the next.
 """
 
 import contextlib
@@ -49,7 +50,7 @@ class Built:
         return self.generations[0]
 
 
-def build(name: str, cache: Path, *, progress: Progress = SILENT) -> Built:
+def build(name: str, cache: Path, *, fresh: bool = False, progress: Progress = SILENT) -> Built:
     """The image of the recipe ``name`` (or an alias of it), built when the cache has none.
 
     Two builds at once of one recipe do the work once. Nothing is mounted on the host; an ordinary user
@@ -58,6 +59,7 @@ def build(name: str, cache: Path, *, progress: Progress = SILENT) -> Built:
     Args:
         name: the recipe's name or alias.
         cache: a directory for images and downloaded packages; made when it is missing.
+        fresh: build from the newest packages whatever the cache has, and put the image in its place.
         progress: told of each phase.
 
     Raises:
@@ -71,13 +73,13 @@ def build(name: str, cache: Path, *, progress: Progress = SILENT) -> Built:
     if any(c in str(home) for c in " ',\"\n"):  # debugfs, APT and mtools give such names a meaning
         raise InvalidInput(f"the cache's path has blanks, commas or quotes: {home}")
     image = home / f"{recipe.name}-{digest[:16]}.raw"
-    if (built := _cached(recipe, digest, image)) is not None:
+    if not fresh and (built := _cached(recipe, digest, image)) is not None:
         return built
     (home / "packages").mkdir(mode=0o755, parents=True, exist_ok=True)
     with _locked(home / f".{recipe.name}.lock"):
-        if (built := _cached(recipe, digest, image)) is not None:
+        if not fresh and (built := _cached(recipe, digest, image)) is not None:
             return built
-        _sweep(home, recipe)
+        _sweep(home, recipe, spare=image.stem if fresh else None)
         with _workplace(home, recipe) as work:
             debs = home / "packages"
             _build(recipe, digest, debs=debs, work=work, image=image, progress=progress)
@@ -168,8 +170,9 @@ def _cached(recipe: Recipe, digest: str, image: Path) -> Built | None:
 
 
 def _publish(raw: Path, image: Path, facts: bytes) -> None:
-    """Facts first, then the image under its name: with the image there, both are there."""
+    """Facts first, then the image under its name: with the image there, both are there, and of one build."""
     temporary = raw.with_name("facts.json")
+    image.unlink(missing_ok=True)
     with temporary.open("wb") as file:
         file.write(facts)
         file.flush()
@@ -195,12 +198,13 @@ def _workplace(home: Path, recipe: Recipe) -> Iterator[Path]:
         _remove(work)
 
 
-def _sweep(home: Path, recipe: Recipe) -> None:
-    """Remove older images of the recipe, and what a killed build left; the lock is held."""
+def _sweep(home: Path, recipe: Recipe, *, spare: str | None) -> None:
+    """Remove older images of the recipe (not ``spare``), and what a killed build left; the lock is held."""
     for path in home.glob(f".{recipe.name}.work-*"):
         _remove(path)
     for path in home.glob(f"{recipe.name}-{'[0-9a-f]' * 16}.*"):
-        path.unlink(missing_ok=True)
+        if path.stem != spare:
+            path.unlink(missing_ok=True)
 
 
 def _remove(work: Path) -> None:
