@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from typing import NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import urllib3
@@ -31,11 +32,27 @@ _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each further try
 _BLOCK = 1 << 20
 
 
+class Validator(NamedTuple):
+    """Which state of a file an answer is of.
+
+    Attributes:
+        place: The URL that redirects led to: each mirror has tags of its own for the same file.
+        tag: The ETag, or the time of the last change.
+    """
+
+    place: str
+    tag: str | None
+
+    def contradicts(self, other: "Validator") -> bool:
+        """Whether the same place speaks of another state."""
+        return self.place == other.place and self.tag != other.tag
+
+
 class Remote:
     """A file behind a URL, read as a stream or in ranges; one state of it, whatever the network does.
 
     A connection that breaks is made again, and goes on where it was, when the server knows ranges. Every
-    answer must be of the same length and validator (ETag, or time of the last change) as the first.
+    answer must be of the same length as the first, and from the same place of the same validator.
     """
 
     def __init__(self, url: str, *, allow: Sequence[str] = ()) -> None:
@@ -52,10 +69,10 @@ class Remote:
         self._networks = [_network(text) for text in allow]
         self.url = url
         _split(url)
-        with self._asked(0, _BLOCK) as response:
+        with self._asked(0, 1) as (response, place):
             self.ranges = response.status == 206
             self.size = _total(response)
-            self._validator = _validator(response)
+            self.validator = _validator(response, place)
 
     def stream(self, start: int = 0) -> Iterator[bytes]:
         """The bytes from ``start`` to the end.
@@ -107,12 +124,12 @@ class Remote:
     @contextmanager
     def _checked(self, start: int, end: int | None) -> Iterator[BaseHTTPResponse]:
         """An answer that begins at ``start``, and is of the file that was asked for first."""
-        with self._asked(start, end) as response:
+        with self._asked(start, end) as (response, place):
             whole = response.status == 200
             if (
                 (whole and start)
                 or _total(response) != self.size
-                or (_validator(response) != self._validator)
+                or _validator(response, place).contradicts(self.validator)
             ):
                 raise Conflict(
                     f"{plain(self.url)} was changed while it was fetched", hint="try again"
@@ -122,13 +139,15 @@ class Remote:
             yield response
 
     @contextmanager
-    def _asked(self, start: int, end: int | None) -> Iterator[BaseHTTPResponse]:
+    def _asked(self, start: int, end: int | None) -> Iterator[tuple[BaseHTTPResponse, str]]:
+        """An answer, and the place that redirects led to."""
         last = "" if end is None else str(end - 1)
         try:
-            with closing(_open(self.url, self._networks, f"bytes={start}-{last}")) as response:
-                yield response
+            response, place = _open(self.url, self._networks, f"bytes={start}-{last}")
+            with closing(response):
+                yield response, place
         except urllib3.exceptions.HTTPError as error:
-            if hasattr(self, "_validator"):
+            if hasattr(self, "validator"):
                 raise
             raise ToolFailed(f"cannot fetch {plain(self.url)}: {error}") from error
 
@@ -147,8 +166,9 @@ def _first(response: BaseHTTPResponse) -> int:
     return int(found[1]) if found else -1
 
 
-def _validator(response: BaseHTTPResponse) -> str | None:
-    return response.headers.get("ETag") or response.headers.get("Last-Modified")
+def _validator(response: BaseHTTPResponse, place: str) -> Validator:
+    tag = response.headers.get("ETag") or response.headers.get("Last-Modified")
+    return Validator(plain(place), tag)
 
 
 def plain(url: str) -> str:
@@ -184,12 +204,12 @@ def _network(text: str) -> Network:
         raise InvalidInput(f"'{text}' is not a network", hint="write 192.168.1.0/24") from error
 
 
-def _open(url: str, allow: Sequence[Network], wanted: str) -> BaseHTTPResponse:
-    """The answer to a GET for a range, after redirects, with its body unread."""
+def _open(url: str, allow: Sequence[Network], wanted: str) -> tuple[BaseHTTPResponse, str]:
+    """The answer to a GET for a range, with its body unread, and the URL after redirects."""
     for _ in range(_MAX_REDIRECTS + 1):
         response = _get(_split(url), allow, wanted)
         if response.status in (200, 206):
-            return response
+            return response, url
         if response.status in _PASSING:
             response.close()
             raise urllib3.exceptions.HTTPError(f"it answers {response.status}")
