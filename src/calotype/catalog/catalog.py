@@ -28,9 +28,11 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from calotype.catalog import rows
 from calotype.catalog.access import Access
 from calotype.catalog.audit import Act, Audit, append
+from calotype.catalog.community import Community
 from calotype.catalog.galleries import Galleries
 from calotype.catalog.images import drop_image, image_disk_rows_of, put_image
 from calotype.catalog.ledger import SqlLedger
+from calotype.catalog.replicas import Replicas
 from calotype.catalog.restore_points import RestorePoints
 from calotype.catalog.tables import (
     disks,
@@ -61,7 +63,7 @@ HEAD = "0005"
 #: The installation's owner: who can read the catalogue's file can do everything anyway.
 OWNER = Caller()
 #: The parts of a catalogue that are made when they are first used.
-_PARTS = ("audit", "galleries", "ledger", "restore_points", "versions")
+_PARTS = ("audit", "community", "galleries", "ledger", "replicas", "restore_points", "versions")
 
 
 class Catalog:
@@ -370,6 +372,16 @@ class Catalog:
     def versions(self) -> Versions:
         """Image versions."""
         return Versions(self._read, self._write, self.galleries)
+
+    @cached_property
+    def community(self) -> Community:
+        """Public galleries, and what people report of them."""
+        return Community(self._read, self._write, self.galleries)
+
+    @cached_property
+    def replicas(self) -> Replicas:
+        """Where versions are."""
+        return Replicas(self._read, self._write, self.galleries)
 
     @cached_property
     def audit(self) -> Audit:

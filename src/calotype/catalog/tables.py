@@ -41,6 +41,9 @@ class Instant(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
+#: For names that differ by more than the case of their (ASCII) letters, as Azure's do.
+_CASELESS = "NOCASE"
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(column_0_label)s",
@@ -190,13 +193,16 @@ restore_point_disks = Table(
     Column("tags", JSON, nullable=False),
 )
 
-#: Every image that ever was: descendants are found after their ancestors are gone. ``revoked`` says why.
+#: Every image that ever was: descendants are found, and inherit, after their ancestors are gone. ``revoked``
+#: says why.
 lineage = Table(
     "lineage",
     metadata,
     Column("id", String(36), primary_key=True),
     Column("parent_id", String(36), index=True),
     Column("name", Text, nullable=False),
+    Column("plan", JSON(none_as_null=True)),
+    Column("entitlement", String(64)),
     Column("revoked", Text),
 )
 
@@ -206,7 +212,7 @@ galleries = Table(
     Column("id", String(36), primary_key=True),
     Column("subscription", String(36), nullable=False),
     Column("resource_group", String(90), nullable=False),
-    Column("name", String(80), nullable=False),
+    Column("name", String(80, _CASELESS), nullable=False),
     Column("description", Text),
     Column("sharing", String(16), nullable=False),
     Column("everyone", Boolean, nullable=False),
@@ -215,7 +221,7 @@ galleries = Table(
     Column("soft_delete_days", Integer, nullable=False),
     Column("tags", JSON, nullable=False),
     Column("created_at", Instant, nullable=False),
-    UniqueConstraint("subscription", "resource_group", "name", name="uq_galleries_name"),
+    UniqueConstraint("subscription", "name", name="uq_galleries_name"),
 )
 
 #: The subscriptions that a gallery is shared with.
@@ -231,10 +237,10 @@ definitions = Table(
     metadata,
     Column("id", String(36), primary_key=True),
     Column("gallery_id", ForeignKey("galleries.id"), nullable=False),
-    Column("name", String(80), nullable=False),
-    Column("publisher", String(128), nullable=False),
-    Column("offer", String(64), nullable=False),
-    Column("sku", String(64), nullable=False),
+    Column("name", String(80, _CASELESS), nullable=False),
+    Column("publisher", String(128, _CASELESS), nullable=False),
+    Column("offer", String(64, _CASELESS), nullable=False),
+    Column("sku", String(64, _CASELESS), nullable=False),
     Column("os_type", String(16), nullable=False),
     Column("os_state", String(16), nullable=False),
     Column("generation", String(2), nullable=False),
@@ -286,9 +292,18 @@ replicas = Table(
     Column("image_id", ForeignKey("images.id", ondelete="CASCADE"), primary_key=True),
     Column("region", String(64), primary_key=True),
     Column("state", String(16), nullable=False),
+    Column("progress", Integer, nullable=False),
     Column("detail", Text, nullable=False),
     Column("bytes_stored", BigInteger, nullable=False),
     Column("updated_at", Instant, nullable=False),
+)
+
+#: The Indexes that were brought to a region; what no version needs there is removed when it answers.
+replica_indexes = Table(
+    "replica_indexes",
+    metadata,
+    Column("region", String(64), primary_key=True),
+    Column("index", String(64), primary_key=True),
 )
 
 subscriptions = Table(
@@ -387,6 +402,7 @@ community_reports = Table(
     Column("id", String(36), primary_key=True),
     Column("public_name", String(80), nullable=False, index=True),
     Column("reference", Text, nullable=False),
+    Column("category", String(16), nullable=False),
     Column("reason", Text, nullable=False),
     Column("reporter", Text, nullable=False),
     Column("at", Instant, nullable=False),

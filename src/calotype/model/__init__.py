@@ -11,6 +11,13 @@ from calotype.model.access import (
     Scope,
     Subscription,
 )
+from calotype.model.community import (
+    CommunityReport,
+    PublicGallery,
+    PublicImage,
+    PublicVersion,
+    ReportCategory,
+)
 from calotype.model.gallery import (
     CommunityInfo,
     Gallery,
@@ -65,6 +72,7 @@ __all__ = [
     "Caching",
     "Caller",
     "CommunityInfo",
+    "CommunityReport",
     "Consistency",
     "Entitlement",
     "Gallery",
@@ -82,12 +90,16 @@ __all__ = [
     "OsType",
     "PowerState",
     "Provenance",
+    "PublicGallery",
+    "PublicImage",
+    "PublicVersion",
     "PurchasePlan",
     "QuotaKind",
     "Range",
     "Recommended",
     "Replica",
     "ReplicationState",
+    "ReportCategory",
     "RestoreDisk",
     "RestorePoint",
     "Retention",

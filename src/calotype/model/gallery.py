@@ -140,6 +140,7 @@ class Replica:
 
     region: str
     state: ReplicationState
+    progress: int = 0  # percent
     detail: str = ""  # why it failed
     bytes_stored: int = 0
     updated_at: datetime

@@ -48,6 +48,7 @@ def _create() -> None:
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("public_name", sa.String(length=80), nullable=False),
         sa.Column("reference", sa.Text(), nullable=False),
+        sa.Column("category", sa.String(length=16), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("reporter", sa.Text(), nullable=False),
         sa.Column("at", sa.DateTime, nullable=False),
@@ -61,7 +62,7 @@ def _create() -> None:
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("subscription", sa.String(length=36), nullable=False),
         sa.Column("resource_group", sa.String(length=90), nullable=False),
-        sa.Column("name", sa.String(length=80), nullable=False),
+        sa.Column("name", sa.String(length=80, collation="NOCASE"), nullable=False),
         sa.Column("description", sa.Text(), nullable=True),
         sa.Column("sharing", sa.String(length=16), nullable=False),
         sa.Column("everyone", sa.Boolean(), nullable=False),
@@ -72,13 +73,15 @@ def _create() -> None:
         sa.Column("created_at", sa.DateTime, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_galleries"),
         sa.UniqueConstraint("public_name", name="uq_galleries_public_name"),
-        sa.UniqueConstraint("subscription", "resource_group", "name", name="uq_galleries_name"),
+        sa.UniqueConstraint("subscription", "name", name="uq_galleries_name"),
     )
     op.create_table(
         "lineage",
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("parent_id", sa.String(length=36), nullable=True),
         sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("plan", sa.JSON(), nullable=True),
+        sa.Column("entitlement", sa.String(length=64), nullable=True),
         sa.Column("revoked", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_lineage"),
     )
@@ -135,10 +138,10 @@ def _create() -> None:
         "definitions",
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("gallery_id", sa.String(length=36), nullable=False),
-        sa.Column("name", sa.String(length=80), nullable=False),
-        sa.Column("publisher", sa.String(length=128), nullable=False),
-        sa.Column("offer", sa.String(length=64), nullable=False),
-        sa.Column("sku", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=80, collation="NOCASE"), nullable=False),
+        sa.Column("publisher", sa.String(length=128, collation="NOCASE"), nullable=False),
+        sa.Column("offer", sa.String(length=64, collation="NOCASE"), nullable=False),
+        sa.Column("sku", sa.String(length=64, collation="NOCASE"), nullable=False),
         sa.Column("os_type", sa.String(length=16), nullable=False),
         sa.Column("os_state", sa.String(length=16), nullable=False),
         sa.Column("generation", sa.String(length=2), nullable=False),
@@ -210,6 +213,7 @@ def _create() -> None:
         sa.Column("image_id", sa.String(length=36), nullable=False),
         sa.Column("region", sa.String(length=64), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("progress", sa.Integer(), nullable=False),
         sa.Column("detail", sa.Text(), nullable=False),
         sa.Column("bytes_stored", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.DateTime, nullable=False),
@@ -217,6 +221,12 @@ def _create() -> None:
             ["image_id"], ["images.id"], name="fk_replicas_image_id_images", ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("image_id", "region", name="pk_replicas"),
+    )
+    op.create_table(
+        "replica_indexes",
+        sa.Column("region", sa.String(length=64), nullable=False),
+        sa.Column("index", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("region", "index", name="pk_replica_indexes"),
     )
     op.create_table(
         "role_assignments",
