@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calotype.disk.base import Disk, Extent, read
-from calotype.errors import InvalidInput, NotFound, StoreDamaged
+from calotype.errors import Conflict, InvalidInput, NotFound, StoreDamaged
 from calotype.store import DirectoryStore, MemoryStore, Repository, capture, ingest
 from calotype.store.chunking import Chunking
+from calotype.store.digest import Domain
 
 MIB = 1 << 20
 SMALL = Chunking(region=MIB)
@@ -313,10 +314,25 @@ def test_domains_share_nothing():
     assert two.index != one.index
     assert whole(repository, two.index) == data
     with pytest.raises(InvalidInput):
-        repository.ingest(MemoryDisk(data), base=two.index, changed=[])
+        repository.ingest(MemoryDisk(data), base=two.index, changed=[], domain="default")
     with pytest.raises(NotFound):
         repository.ingest(MemoryDisk(data), domain="tenant-2")
     assert repository.check().ok
+
+
+def test_a_change_is_of_the_domain_of_its_base():
+    repository = fresh()
+    repository.keep_domain(Domain("known", bytes(32)))
+    repository.keep_domain(Domain("known", bytes(32)))
+    with pytest.raises(Conflict, match="another key"):
+        repository.keep_domain(Domain("known", bytes(31) + b"1"))
+    base = repository.ingest(MemoryDisk(POOL[0] + bytes(MIB)), domain="known")
+    changed = MemoryDisk(POOL[0] + POOL[1] + bytes(MIB - len(POOL[1])))
+    extent = Extent(len(POOL[0]), len(POOL[1]), zero=False)
+    taken = repository.ingest(changed, base=base.index, changed=[extent])
+    assert repository.root(taken.index).domain == "known"
+    assert whole(repository, taken.index) == changed.data
+    assert taken.new_bytes < 2 * len(POOL[1])
 
 
 def test_an_empty_disk_and_an_all_zero_disk():

@@ -7,7 +7,7 @@ gets another id. Everything goes through an intake, as an ingest does: data, lea
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from calotype.errors import NotFound, StoreDamaged
 from calotype.progress import SILENT, Progress
@@ -17,7 +17,7 @@ from calotype.store.index import Root
 from calotype.store.intake import Intake
 from calotype.store.pack import Kind
 from calotype.store.repository import Repository
-from calotype.store.scan import Walk, Walked
+from calotype.store.scan import NEAR, Walk, Walked
 from calotype.store.transfer import Mover, Wanted
 
 _TRIES = 10  # while packs vanish on either side
@@ -37,6 +37,8 @@ class CopyReport:
     frames: int = 0  # that moved as they are
     bytes_read: int = 0  # from the source's packs, for what moved
     bytes_stored: int = 0  # what was added to the target's packs
+    bytes_moved: int = 0  # of disks, in the chunks that moved
+    bytes_known: int = 0  # of disks, in the chunks that were there
 
     @property
     def ok(self) -> bool:
@@ -49,9 +51,13 @@ def copy(
     target: Repository,
     indexes: Iterable[str] | None = None,
     *,
+    near: int = NEAR,
+    threads: int | None = None,
     progress: Progress = SILENT,
 ) -> CopyReport:
-    """Copy these Indexes (all, without ``indexes``) and their boot profiles.
+    """Copy these Indexes (all, without ``indexes``) and their boot profiles, with so many ``threads``.
+
+    What the source has between wanted frames is read with them where it is less than ``near`` bytes.
 
     A domain that the target does not have gets the source's key. An Index that the source cannot give in
     full is reported, and left out. A killed copy is continued by the next one.
@@ -62,7 +68,7 @@ def copy(
     """
     report = CopyReport()
     with source.steady():
-        _run(source, target, indexes, report, progress=progress)
+        _run(source, target, indexes, report, near=near, threads=threads, progress=progress)
     return report
 
 
@@ -72,6 +78,8 @@ def _run(
     indexes: Iterable[str] | None,
     report: CopyReport,
     *,
+    near: int,
+    threads: int | None,
     progress: Progress,
 ) -> None:
     moving: dict[str, dict[str, Root]] = {}
@@ -90,7 +98,9 @@ def _run(
         except StoreDamaged as error:
             report.failed[index] = error.message
     for name, roots in moving.items():
-        _Copy(source, target, name, report, progress).run(roots)
+        _Copy(source, target, name, report, near=near, threads=threads, progress=progress).run(
+            roots
+        )
     profiles = {stored.key for stored in target.objects.list(profile.PREFIX)}
     for stored in source.objects.list(profile.PREFIX):
         index = stored.key.removeprefix(profile.PREFIX)
@@ -107,7 +117,9 @@ def _alike(source: Repository, target: Repository, domain: str) -> bool:
         target.domain(domain)
     except NotFound:
         parameters.copy_domain(source.objects, target.objects, domain)
-    return source.chunking == target.chunking and source.domain(domain) == target.domain(domain)
+    # The version of the chunking is of those who made the repositories; both are cut in the newest way.
+    ours = replace(target.chunking, version=source.chunking.version)
+    return source.chunking == ours and source.domain(domain) == target.domain(domain)
 
 
 def _ingest(
@@ -136,12 +148,17 @@ class _Copy:
         target: Repository,
         domain: str,
         report: CopyReport,
+        *,
+        near: int,
+        threads: int | None,
         progress: Progress,
     ) -> None:
         self._source = source
         self._target = target
         self._domain = source.domain(domain)
         self._report = report
+        self._near = near
+        self._threads = threads
         self._progress = progress
         self._problems: dict[str, str] = {}
 
@@ -172,7 +189,7 @@ class _Copy:
         """Move what the target lacks of these Indexes."""
         wanted = Wanted(self._source.packs)
         self._want(roots, intake, wanted)
-        mover = Mover(self._source.objects, intake)
+        mover = Mover(self._source.objects, intake, near=self._near, threads=self._threads)
         total = sum(mover.size(wanted.marked(kind)) for kind in Kind)
         with self._progress.phase("Copy", total) as report:
             for kind in (Kind.DATA, Kind.LEAF):
@@ -181,6 +198,7 @@ class _Copy:
         self._report.chunks += mover.moved.chunks
         self._report.frames += mover.moved.frames
         self._report.bytes_read += mover.moved.read
+        self._report.bytes_moved += mover.moved.raw
         if mover.moved.failed or wanted.vanished:
             self._blame(roots)
 
@@ -216,6 +234,8 @@ class _Copy:
         if walked.leaf is None:
             return
         unknown = intake.unknown(Kind.DATA, walked.leaf.digests)
+        known = walked.leaf.sizes.sum() - walked.leaf.sizes[unknown].sum()
+        self._report.bytes_known += int(known)
         there = wanted.want(Kind.DATA, self._domain.name, walked.leaf.digests[unknown])
         if not there.all():
             count = int((~there).sum())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -188,6 +188,15 @@ def trailer(foot: bytes) -> tuple[str, bytes]:
     return digest.hexdigest(), _TRAILER.pack(len(foot), digest.digest(), _TRAILER_MAGIC)
 
 
+@runtime_checkable
+class KnowsFooters(Protocol):
+    """A store that need not be asked for a pack's end to find its footer there."""
+
+    def footer(self, key: str) -> bytes:
+        """The footer of a pack, whose BLAKE3 is the pack's id."""
+        ...
+
+
 def load(objects: ReadableStore, key: str, size: int) -> Pack:
     """Read and check the footer of the pack ``key`` of ``size`` bytes.
 
@@ -195,6 +204,8 @@ def load(objects: ReadableStore, key: str, size: int) -> Pack:
         StoreDamaged: its trailer or footer is not what a pack has, or its name is not its content.
         NotFound: it is gone.
     """
+    if isinstance(objects, KnowsFooters):
+        return parse(objects.footer(key), key.removeprefix(PREFIX), size)
     least = len(HEADER) + _FOOT.size + _TRAILER.size
     if size < least:
         raise _damaged(key, "is too short")

@@ -52,11 +52,11 @@ def unseal(key: str, data: bytes) -> dict[str, Any]:
     return content
 
 
-def create(objects: ObjectStore, chunking: Chunking) -> None:
-    """Write the default domain and then the config, unless they are there."""
+def create(objects: ObjectStore, chunking: Chunking, domain: Domain | None = None) -> None:
+    """Write the first domain (``default``, with a key of its own) and then the config, unless there."""
     if not _usable(chunking):
         raise InvalidInput("no repository can be cut like this")
-    add_domain(objects, "default")
+    keep_domain(objects, domain or _fresh("default"))
     content: dict[str, object] = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -108,9 +108,18 @@ def _usable(chunking: Chunking) -> bool:
 
 def add_domain(objects: ObjectStore, name: str) -> None:
     """Create a dedup domain with a key of its own, unless it is there."""
-    pack_name(name)
-    content: dict[str, object] = {"name": name, "key": secrets.token_hex(32)}
-    objects.put(DOMAINS + name, seal(content), if_absent=True)
+    keep_domain(objects, _fresh(name))
+
+
+def keep_domain(objects: ObjectStore, domain: Domain) -> None:
+    """Create a dedup domain with this key, unless one of that name is there."""
+    pack_name(domain.name)
+    content: dict[str, object] = {"name": domain.name, "key": domain.key.hex()}
+    objects.put(DOMAINS + domain.name, seal(content), if_absent=True)
+
+
+def _fresh(name: str) -> Domain:
+    return Domain(name, secrets.token_bytes(32))
 
 
 def copy_domain(source: ReadableStore, objects: ObjectStore, name: str) -> None:
@@ -120,9 +129,7 @@ def copy_domain(source: ReadableStore, objects: ObjectStore, name: str) -> None:
         NotFound: the source has no such domain.
         StoreDamaged: the source's object is damaged.
     """
-    theirs = domain(source, name)
-    content: dict[str, object] = {"name": name, "key": theirs.key.hex()}
-    objects.put(DOMAINS + name, seal(content), if_absent=True)
+    keep_domain(objects, domain(source, name))
 
 
 def domain(objects: ReadableStore, name: str) -> Domain:

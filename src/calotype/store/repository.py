@@ -90,10 +90,14 @@ class Repository:
         ledger: Ledger | None = None,
         *,
         chunking: Chunking | None = None,
+        domain: Domain | None = None,
         lookup: Path | None = None,
     ) -> Self:
-        """Make a repository in ``objects``, or open the one that is there, as it is."""
-        parameters.create(objects, chunking or Chunking())
+        """Make a repository in ``objects``, or open the one that is there, as it is.
+
+        A new one has the domain ``default``, or this one instead.
+        """
+        parameters.create(objects, chunking or Chunking(), domain)
         return cls(objects, ledger, lookup=lookup)
 
     @classmethod
@@ -115,16 +119,31 @@ class Repository:
         """Make a dedup domain with a key of its own; harmless when it is there."""
         parameters.add_domain(self._objects, name)
 
+    def keep_domain(self, domain: Domain) -> None:
+        """Make a dedup domain whose key is given.
+
+        Raises:
+            Conflict: there is one of that name with another key.
+        """
+        parameters.keep_domain(self._objects, domain)
+        if self._domain(domain.name) != domain:
+            raise Conflict(
+                f"the store has a dedup domain '{domain.name}' with another key",
+                hint="run `calotype store check`",
+            )
+
     def ingest(
         self,
         disk: Disk,
         *,
         base: str | None = None,
         changed: Iterable[Extent] | None = None,
-        domain: str = "default",
+        domain: str | None = None,
         progress: Progress = SILENT,
     ) -> Ingested:
         """Take a disk in; when this returns, its Index survives a power cut.
+
+        Without ``domain`` it is the base's, or ``default``.
 
         With ``changed`` only those bytes are read (in whole 4 KiB blocks, and not those that are said to
         be zero): everything else is as in ``base``, or zero without one. The disk may be larger than the
@@ -137,6 +156,8 @@ class Repository:
         """
         self._roots.bind()
         extents = None if changed is None else list(changed)
+        if domain is None:
+            domain = "default" if base is None else self._root(base).domain
         for _ in range(_TRIES):
             try:
                 with leased(self._ledger, seconds=self.lease) as lease:

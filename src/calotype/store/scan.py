@@ -17,7 +17,7 @@ from calotype.store.packset import PackSet
 from calotype.store.reader import raw_frame
 
 TOGETHER = 4 << 20  # stored bytes read at once
-_NEAR = 256 << 10  # frames closer than this are read together: less than what a request costs
+NEAR = 256 << 10  # frames closer than this are read together: less than what a request costs
 _ROTTEN = {
     errno.EIO,
     errno.EBADMSG,
@@ -39,13 +39,16 @@ class Stretch(NamedTuple):
         return self.end - self.start
 
 
-def stretches(pack: Pack, frames: Ints | None = None) -> Iterator[Stretch]:
-    """These frames of a pack (all, without ``frames``) in reads of about 4 MiB; always the same ones."""
+def stretches(pack: Pack, frames: Ints | None = None, *, near: int = NEAR) -> Iterator[Stretch]:
+    """These frames of a pack (all, without ``frames``) in reads of about 4 MiB; always the same ones.
+
+    Frames less than ``near`` bytes apart are read together with what lies between them.
+    """
     if frames is None:
         frames = np.arange(len(pack.frame_stored))
     starts = pack.frame_offset[frames]
     ends = starts + pack.frame_stored[frames]
-    gaps = np.flatnonzero(starts[1:] - ends[:-1] > _NEAR) + 1
+    gaps = np.flatnonzero(starts[1:] - ends[:-1] > near) + 1
     first = 0
     while first < len(frames):
         fits = int(np.searchsorted(ends, starts[first] + TOGETHER, side="right"))

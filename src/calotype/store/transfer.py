@@ -19,7 +19,7 @@ from calotype.store.intake import Intake
 from calotype.store.objects import Bytes, ReadableStore
 from calotype.store.pack import Frame, Kind, Pack
 from calotype.store.packset import PackSet
-from calotype.store.scan import Stretch, pack_of, read_each, stretches, verified
+from calotype.store.scan import NEAR, Stretch, pack_of, read_each, stretches, verified
 from calotype.store.workers import spread
 
 Mask = npt.NDArray[np.bool_]
@@ -76,9 +76,18 @@ class Wanted:
 class Mover:
     """Moves chunks from one store's packs into an intake, with several threads."""
 
-    def __init__(self, source: ReadableStore, intake: Intake) -> None:
+    def __init__(
+        self,
+        source: ReadableStore,
+        intake: Intake,
+        *,
+        near: int = NEAR,
+        threads: int | None = None,
+    ) -> None:
         self._source = source
         self._intake = intake
+        self._near = near
+        self._threads = threads
         self._lock = threading.Lock()
         self.moved = Moved()
 
@@ -97,7 +106,7 @@ class Mover:
 
         def jobs() -> Iterator[tuple[Stretch, Mask]]:
             for pack, mask in marked:
-                for stretch in stretches(pack, _frames(pack, mask)):
+                for stretch in stretches(pack, _frames(pack, mask), near=self._near):
                     yield stretch, mask
 
         def work(next_job: Callable[[], tuple[Stretch, Mask] | None]) -> None:
@@ -110,7 +119,7 @@ class Mover:
             with self._lock:
                 self.moved.add(one.moved)
 
-        spread(jobs(), work)
+        spread(jobs(), work, self._threads)
 
 
 class _Carrier:
