@@ -48,7 +48,7 @@ def test_a_broken_connection_goes_on_where_it_was(web):
     begun = [start for start, _ in web.asked[1:]]
     assert begun == sorted(begun)
     assert len(begun) == 3
-    assert web.sent < len(BODY) + 2 * fetch._BLOCK
+    assert web.sent < len(BODY) + 2 * fetch._PIECE
     remote = Remote(web.url("/image"), allow=LOOPBACK)
     web.files["/image"].cut = 0
     with pytest.raises(ToolFailed, match="cannot fetch"):

@@ -242,7 +242,7 @@ def test_a_packed_stream_that_is_cut_off_makes_no_image(context, web, disk):
 
 @pytest.mark.parametrize("cut", [BLOCK - 1, 7 * BLOCK + 5])
 def test_connections_that_break_cost_a_little(context, web, disk, tmp_path, cut):
-    web.files["/d.raw"] = File(disk, cut=cut + fetch._BLOCK)
+    web.files["/d.raw"] = File(disk, cut=cut + fetch._PIECE)
     image = take(context, web.url("/d.raw"), sha256=sha256(disk))
     assert web.sent < 2.2 * len(disk) if cut < BLOCK else web.sent < 1.5 * len(disk)
     assert image.os_disk.index == from_file(context, tmp_path, disk)

@@ -29,7 +29,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
 _PASSING = frozenset({429, 500, 502, 503, 504})
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each further try
-_BLOCK = 1 << 20
+_PIECE = 1 << 17  # bytes: as much as a killed command had in hand and not yet written
 
 
 class Validator(NamedTuple):
@@ -85,7 +85,7 @@ class Remote:
         while self.size is None or at < self.size:
             try:
                 with self._checked(at, None) as response:
-                    for block in response.stream(_BLOCK, decode_content=False):
+                    for block in response.stream(_PIECE, decode_content=False):
                         yield block
                         at += len(block)
                         tries = 0
