@@ -94,11 +94,16 @@ class StoreCopy:
 
 
 def stats(context: Context) -> StoreUsage:
-    """Count what images hold and share; what a VM or a restore point needs is not freed by deletion."""
+    """Count what images hold and share; deletion does not free what VMs, snapshots or restore points need."""
     images = context.system.every_image()
     named = [disk.index for image in images for disk in image.disks]
-    of_vms = context.indexes_of_disks() | context.catalog.restore_points.indexes()
-    usage = context.repository.stats([*named, *sorted(of_vms)])
+    system = context.system
+    others = (
+        context.indexes_of_disks(),
+        system.snapshots.indexes(),
+        system.restore_points.indexes(),
+    )
+    usage = context.repository.stats([*named, *sorted(set().union(*others))])
     counted = iter(usage.indexes)
     rows = []
     for image in images:
@@ -189,7 +194,7 @@ def repair(context: Context, source: str | None = None) -> StoreRepair:
     """
     with ExitStack() as stack:
         report = context.repository.check(memory=_memory(context), progress=context.progress)
-        other = stack.enter_context(_other(context, source)) if source else None
+        other = stack.enter_context(other_store(context, source)) if source else None
         done = context.repository.repair(
             other,
             report=report,
@@ -209,7 +214,7 @@ def copy(context: Context, target: str, names: Sequence[str] = ()) -> StoreCopy:
     catalog = context.catalog
     images = [catalog.image(name) for name in names] if names else catalog.every_image()
     wanted = {image.name: {disk.index for disk in image.disks} for image in images}
-    with _other(context, target, create=True) as other:
+    with other_store(context, target, create=True) as other:
         report = copy_indexes(
             context.repository,
             other,
@@ -248,7 +253,7 @@ def _repaired(context: Context, done: RepairReport) -> StoreRepair:
 
 
 @contextmanager
-def _other(context: Context, text: str, *, create: bool = False) -> Iterator[Repository]:
+def other_store(context: Context, text: str, *, create: bool = False) -> Iterator[Repository]:
     """Another store: a URL, or a name of one in config.toml."""
     url = context.settings.store(text)
     cache = context.home.cache / "stores" / sha256(url.encode()).hexdigest()[:16]
