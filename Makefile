@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
-.PHONY: help setup servers demo test test-unit test-vm lint bench bench-quick bench-setup bench-diff bench-leaks bench-leaks-setup bitrot faults fuzz campaign-powerloss campaign-prune campaign-inplace clean
+.PHONY: help setup servers demo test test-unit test-vm lint bench bench-quick bench-setup bench-catalogue bench-diff bench-leaks bench-leaks-setup bitrot faults fuzz campaign-powerloss campaign-prune campaign-inplace clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -52,6 +52,10 @@ bench-leaks: bench-leaks-setup ## What generalizing leaves on a disk, by several
 
 bench-diff: setup ## Compare images with 3 GB of files: ten minutes, and docs/reports/diff.*
 	@$(PYTHON) -m bench.diff
+
+bench-catalogue: setup ## The catalogue with 10³ to 10⁶ image versions: ten minutes, and docs/reports/catalogue.*
+	@"$$(command -v uv || echo .tools/uv/bin/uv)" pip install --quiet --python $(PYTHON) --group bench || true
+	@$(PYTHON) -m bench.catalogue
 
 bitrot: setup ## 1,000 flipped bits, all found, named and repaired: ten minutes, and docs/reports/bitrot.*
 	@$(PYTHON) -m tests.campaigns.bitrot --report docs/reports/bitrot

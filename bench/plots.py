@@ -1,7 +1,8 @@
 """Plots of a summary, as SVG: one picture a work."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
@@ -100,6 +101,22 @@ def _capture(disks: list[Capture], path: Path) -> Path:
     axes.set_ylabel("seconds to capture 100 MiB")
     axes.legend(frameon=False, fontsize=8)
     return _save(figure, path)
+
+
+def catalogue(rows: Sequence[Mapping[str, Any]], target: float, path: Path) -> Path:
+    """Draw the 99th percentile of each call on the catalogue over the number of versions."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(7.2, 3.6))
+        for work in dict.fromkeys(row["work"] for row in rows):
+            points = [(row["versions"], row["p99_ms"]) for row in rows if row["work"] == work]
+            axes.plot(*zip(*points, strict=True), marker="o", linewidth=1, label=work)
+        axes.axhline(target, color=_LIMIT, linestyle="--", linewidth=1)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("image versions")
+        axes.set_ylabel("p99 of a call, ms")
+        axes.legend(frameon=False, fontsize=8, ncols=2)
+        return _save(figure, path)
 
 
 def _save(figure: plt.Figure, path: Path) -> Path:
