@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Table, delete, exists, func, insert, or_, select, tuple_, update
 
 from calotype.catalog import rows
 from calotype.catalog.access import Access
@@ -57,9 +57,13 @@ class Galleries:
         }
         with self._write() as db:
             self.access.require_here(db, Role.CONTRIBUTOR, f"gallery '{gallery.name}'")
-            same = (galleries.c.name == gallery.name, *_in(galleries, gallery.scope))
-            if db.scalar(select(galleries.c.id).where(*same)) is not None:
-                raise _taken("gallery", gallery.name)
+            mine = galleries.c.subscription == gallery.scope.subscription
+            same = select(galleries.c.resource_group).where(mine, galleries.c.name == gallery.name)
+            if (group := db.scalar(same)) is not None:
+                raise Conflict(
+                    f"there is a gallery '{gallery.name}' in resource group '{group}' already",
+                    hint="choose another name: they are unique in a subscription, whatever their case",
+                )
             db.execute(insert(galleries), row)
             append(db, act)
 
@@ -71,6 +75,24 @@ class Galleries:
         """
         with self._read() as db:
             return to_gallery(db, self.row(db, name_or_id))
+
+    def at(self, subscription: str, name: str, group: str | None = None) -> Gallery:
+        """The gallery of that name in a subscription, and in that group of it; case does not matter.
+
+        Raises:
+            NotFound: there is none, or the caller may not read it.
+        """
+        where = [galleries.c.subscription == subscription.lower(), galleries.c.name == name]
+        if group is not None:
+            where.append(galleries.c.resource_group.collate("NOCASE") == group)
+        with self._read() as db:
+            row = db.execute(select(galleries).where(*where)).mappings().first()
+            if row is None or not self._readable(db, dict(row)):
+                raise NotFound(
+                    f"there is no gallery '{name}' in subscription '{subscription}'",
+                    hint="or you may not see it; calotype gallery list --shared shows what others share",
+                )
+            return to_gallery(db, dict(row))
 
     def public(self, public_name: str) -> Gallery:
         """The gallery that the community knows under that name.
@@ -89,18 +111,33 @@ class Galleries:
                 )
             return to_gallery(db, dict(row))
 
-    def list(self, *, shared: bool = False, community: bool = False) -> list[Gallery]:
-        """The galleries in the caller's group; instead, those that others share, or the community's."""
+    def list(
+        self,
+        *,
+        shared: bool = False,
+        community: bool = False,
+        limit: int = 1000,
+        after: Sequence[str] = (),
+    ) -> list[Gallery]:
+        """A page of the galleries in the caller's group, by name, those after the name ``after``.
+
+        Instead, those that others share, by (subscription, name); or the community's, by public name.
+        """
         with self._read() as db:
+            order: tuple[Any, ...] = (galleries.c.name,)
             if community:
                 where = galleries.c.sharing == Sharing.COMMUNITY.value
+                order = (galleries.c.public_name,)
             elif shared:
                 where = self._shared()
+                order = (galleries.c.subscription, galleries.c.name)
             else:
                 where = self.access.visible(db, galleries)
                 for condition in _in(galleries, self.access.caller.scope):
                     where &= condition
-            query = select(galleries).where(where).order_by(galleries.c.name, galleries.c.id)
+            if after:
+                where &= tuple_(*order) > tuple_(*after)
+            query = select(galleries).where(where).order_by(*order).limit(limit)
             return [to_gallery(db, dict(row)) for row in db.execute(query).mappings()]
 
     def update(self, gallery: Gallery, act: Act, role: Role = Role.CONTRIBUTOR) -> None:
@@ -152,7 +189,10 @@ class Galleries:
             self.access.require(db, Role.CONTRIBUTOR, row, f"gallery '{row['name']}'")
             mine = definitions.c.gallery_id == definition.gallery_id
             if db.scalar(select(func.count()).where(mine, definitions.c.name == definition.name)):
-                raise _taken("image definition", f"{row['name']}/{definition.name}")
+                raise Conflict(
+                    f"image definition '{row['name']}/{definition.name}' exists already",
+                    hint="choose another name, or delete it first",
+                )
             triple = (
                 definitions.c.publisher == definition.publisher,
                 definitions.c.offer == definition.offer,
@@ -385,9 +425,3 @@ def _changeable(gallery: Gallery) -> dict[str, Any]:
 
 def _in(table: Table, scope: Scope) -> tuple[Any, ...]:
     return (table.c.subscription == scope.subscription, table.c.resource_group == scope.group)
-
-
-def _taken(kind: str, name: str) -> Conflict:
-    return Conflict(
-        f"{kind} '{name}' exists already", hint="choose another name, or delete it first"
-    )

@@ -22,7 +22,8 @@ def put_image(db: Connection, image: Image) -> None:
         )
     db.execute(insert(images), row)
     db.execute(insert(image_disks), rows.image_disk_rows(image))
-    db.execute(insert(lineage), {"id": image.id, "parent_id": row["parent_id"], "name": image.name})
+    kept = {key: row[key] for key in ("id", "parent_id", "name", "plan", "entitlement")}
+    db.execute(insert(lineage), kept)
 
 
 def drop_image(db: Connection, image_id: str) -> None:

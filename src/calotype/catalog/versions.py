@@ -16,9 +16,9 @@ from calotype.catalog import rows
 from calotype.catalog.audit import Act, append
 from calotype.catalog.galleries import Galleries
 from calotype.catalog.images import drop_image, image_disk_rows_of, put_image
-from calotype.catalog.tables import definitions, images, versions
+from calotype.catalog.tables import definitions, images, lineage, versions
 from calotype.errors import Conflict, NotFound
-from calotype.model import ImageVersion, Lifecycle, Role, Stage, Version
+from calotype.model import ImageVersion, Lifecycle, PurchasePlan, Role, Stage, Version
 
 Transaction = Callable[[], AbstractContextManager[Connection]]
 
@@ -32,7 +32,16 @@ class Versions:
         self._write = write
         self._galleries = galleries
 
-    def add(self, version: ImageVersion, act: Act) -> None:
+    def require_free(self, definition_id: str, version: Version) -> None:
+        """Refuse a number that is taken, or a caller who may not publish.
+
+        Raises:
+            Conflict, Forbidden: as :meth:`add`.
+        """
+        with self._read() as db:
+            self._require_free(db, definition_id, version)
+
+    def add(self, version: ImageVersion, *acts: Act) -> None:
         """Make a version and its image exist.
 
         Raises:
@@ -40,14 +49,11 @@ class Versions:
             Forbidden: the caller may not change the gallery.
         """
         with self._write() as db:
-            self._require(db, Role.CONTRIBUTOR, version.definition_id)
-            here = (versions.c.definition_id == version.definition_id, *_numbered(version.version))
-            found = db.execute(select(versions.c.deleted_at).where(*here)).first()
-            if found is not None:
-                raise _taken(version.reference, deleted=found.deleted_at is not None)
+            self._require_free(db, version.definition_id, version.version)
             put_image(db, version.image)
             db.execute(insert(versions), _row(version))
-            append(db, act)
+            for act in acts:
+                append(db, act)
 
     def get(self, definition_id: str, version: Version, *, deleted: bool = False) -> ImageVersion:
         """A version of a definition; with ``deleted`` one that was deleted and can come back.
@@ -149,6 +155,20 @@ class Versions:
         with self._read() as db:
             found = db.execute(_joined().where(versions.c.purge_at <= now)).mappings().all()
             return [_version(db, row) for row in found]
+
+    def heritage(self, image_id: str) -> tuple[PurchasePlan | None, str | None]:
+        """The plan and the entitlement that what descends from an image inherits, also when it is gone."""
+        query = select(lineage.c.plan, lineage.c.entitlement).where(lineage.c.id == image_id)
+        with self._read() as db:
+            row = db.execute(query).first()
+            return (None, None) if row is None else (rows.to_plan(row.plan), row.entitlement)
+
+    def _require_free(self, db: Connection, definition_id: str, version: Version) -> None:
+        owner = self._require(db, Role.CONTRIBUTOR, definition_id)
+        here = (versions.c.definition_id == definition_id, *_numbered(version))
+        found = db.execute(select(versions.c.deleted_at).where(*here)).first()
+        if found is not None:
+            raise _taken(f"{owner}/{version}", deleted=found.deleted_at is not None)
 
     def _require(self, db: Connection, role: Role, definition_id: str) -> str:
         """Refuse what the caller may not do; ``GALLERY/DEFINITION``."""
