@@ -32,8 +32,10 @@ from calotype.catalog.community import Community
 from calotype.catalog.galleries import Galleries
 from calotype.catalog.images import drop_image, image_disk_rows_of, put_image
 from calotype.catalog.ledger import SqlLedger
+from calotype.catalog.lineage import Lineage
 from calotype.catalog.replicas import Replicas
 from calotype.catalog.restore_points import RestorePoints
+from calotype.catalog.snapshots import Snapshots
 from calotype.catalog.tables import (
     disks,
     image_disks,
@@ -41,6 +43,7 @@ from calotype.catalog.tables import (
     lineage,
     restore_point_disks,
     restore_points,
+    snapshots,
     vms,
 )
 from calotype.catalog.versions import Versions, refresh_eligible
@@ -63,7 +66,17 @@ HEAD = "0005"
 #: The installation's owner: who can read the catalogue's file can do everything anyway.
 OWNER = Caller()
 #: The parts of a catalogue that are made when they are first used.
-_PARTS = ("audit", "community", "galleries", "ledger", "replicas", "restore_points", "versions")
+_PARTS = (
+    "audit",
+    "community",
+    "galleries",
+    "ledger",
+    "lineage",
+    "replicas",
+    "restore_points",
+    "snapshots",
+    "versions",
+)
 
 
 class Catalog:
@@ -212,8 +225,13 @@ class Catalog:
             _record(db, act)
 
     def indexes_in_use(self) -> set[str]:
-        """Every Index that an image, a managed disk or a restore point refers to."""
-        columns = (image_disks.c.index, disks.c.index, restore_point_disks.c.index)
+        """Every Index that an image, a managed disk, a snapshot or a restore point refers to."""
+        columns = (
+            image_disks.c.index,
+            disks.c.index,
+            snapshots.c.index,
+            restore_point_disks.c.index,
+        )
         with self._read() as db:
             found = (db.scalars(select(column).distinct()) for column in columns)
             return {index for indexes in found for index in indexes if index}
@@ -382,6 +400,16 @@ class Catalog:
     def replicas(self) -> Replicas:
         """Where versions are."""
         return Replicas(self._read, self._write, self.galleries)
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        """What descends from what, and was revoked."""
+        return Lineage(self._read, self.access)
+
+    @cached_property
+    def snapshots(self) -> Snapshots:
+        """Snapshots of managed disks."""
+        return Snapshots(self._read, self._write, self.access)
 
     @cached_property
     def audit(self) -> Audit:

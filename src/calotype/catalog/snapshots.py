@@ -1,0 +1,142 @@
+"""Snapshots: what managed disks held at one instant."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select
+
+from calotype.catalog import rows
+from calotype.catalog.access import Access
+from calotype.catalog.tables import disks, snapshots
+from calotype.errors import Conflict, NotFound
+from calotype.model import Consistency, ManagedDisk, OsType, Role, Snapshot
+
+Transaction = Callable[[], AbstractContextManager[Connection]]
+
+
+class Snapshots:
+    """The snapshots in a catalogue; each method is one transaction."""
+
+    def __init__(self, read: Transaction, write: Transaction, access: Access) -> None:
+        """Use the database whose transactions ``read`` and ``write`` begin."""
+        self._read = read
+        self._write = write
+        self._access = access
+
+    def require_free(self, name: str) -> None:
+        """Refuse a name that is taken in the caller's group, or a caller who may not make a snapshot there.
+
+        Raises:
+            Conflict, Forbidden: it cannot be made.
+        """
+        with self._read() as db:
+            self._require_free(db, name)
+
+    def add(self, snapshot: Snapshot, taken_of: ManagedDisk) -> None:
+        """Make a snapshot exist, if the disk is where it was when it was read.
+
+        Raises:
+            Conflict: the name is taken; or the disk was attached, detached or restored meanwhile.
+            Forbidden: the caller may not make resources in its group.
+        """
+        here = (disks.c.id == taken_of.id, disks.c.vm_id.is_not_distinct_from(taken_of.vm_id))
+        same = disks.c.overlay.is_not_distinct_from(taken_of.overlay)
+        with self._write() as db:
+            self._require_free(db, snapshot.name)
+            if db.scalar(select(disks.c.id).where(*here, same)) is None:
+                raise Conflict(
+                    f"disk '{taken_of.name}' was attached, detached or restored meanwhile",
+                    hint="take the snapshot again",
+                )
+            db.execute(insert(snapshots), _row(snapshot))
+
+    def get(self, name_or_id: str) -> Snapshot:
+        """The snapshot of that id, or of that name in the caller's group.
+
+        Raises:
+            NotFound: there is none, or the caller may not read it.
+        """
+        with self._read() as db:
+            return _snapshot(self._found(db, name_or_id))
+
+    def list(self) -> list[Snapshot]:
+        """The snapshots in the caller's group, by name."""
+        with self._read() as db:
+            query = select(snapshots).where(*self._here(), self._access.visible(db, snapshots))
+            found = db.execute(query.order_by(snapshots.c.name)).mappings()
+            return [_snapshot(dict(row)) for row in found]
+
+    def delete(self, snapshot_id: str) -> None:
+        """Take a snapshot out of the catalogue.
+
+        Raises:
+            NotFound, Forbidden: there is none, or the caller may not delete it.
+        """
+        with self._write() as db:
+            row = self._found(db, snapshot_id)
+            self._access.require(db, Role.CONTRIBUTOR, row, f"snapshot '{row['name']}'")
+            db.execute(delete(snapshots).where(snapshots.c.id == snapshot_id))
+
+    def indexes(self) -> set[str]:
+        """Every Index that a snapshot refers to."""
+        with self._read() as db:
+            return set(db.scalars(select(snapshots.c.index).distinct()))
+
+    def _require_free(self, db: Connection, name: str) -> None:
+        self._access.require_here(db, Role.CONTRIBUTOR, f"snapshot '{name}'")
+        if db.scalar(select(snapshots.c.id).where(snapshots.c.name == name, *self._here())):
+            raise Conflict(
+                f"snapshot '{name}' exists already", hint="choose another name, or delete it first"
+            )
+
+    def _found(self, db: Connection, name_or_id: str) -> rows.Row:
+        for where in (
+            (snapshots.c.id == name_or_id,),
+            (snapshots.c.name == name_or_id, *self._here()),
+        ):
+            row = db.execute(select(snapshots).where(*where)).mappings().first()
+            if row is not None and self._access.has(db, Role.READER, dict(row)):
+                return dict(row)
+        raise NotFound(
+            f"there is no snapshot '{name_or_id}'", hint="calotype snapshot list shows them"
+        )
+
+    def _here(self) -> tuple[Any, ...]:
+        scope = self._access.caller.scope
+        return (
+            snapshots.c.subscription == scope.subscription,
+            snapshots.c.resource_group == scope.group,
+        )
+
+
+def _row(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "id": snapshot.id,
+        **rows.scope_row(snapshot.scope),
+        "name": snapshot.name,
+        "size": snapshot.size,
+        "index": snapshot.index,
+        "disk_id": snapshot.disk_id,
+        "image_id": snapshot.image_id,
+        "os_type": snapshot.os_type.value if snapshot.os_type else None,
+        "consistency": snapshot.consistency.value,
+        "tags": snapshot.tags,
+        "created_at": snapshot.created_at,
+    }
+
+
+def _snapshot(row: rows.Row) -> Snapshot:
+    return Snapshot(
+        id=row["id"],
+        name=row["name"],
+        size=row["size"],
+        index=row["index"],
+        disk_id=row["disk_id"],
+        image_id=row["image_id"],
+        os_type=OsType(row["os_type"]) if row["os_type"] else None,
+        consistency=Consistency(row["consistency"]),
+        tags=dict(row["tags"]),
+        created_at=row["created_at"],
+        scope=rows.to_scope(row),
+    )
