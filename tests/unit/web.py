@@ -19,6 +19,7 @@ class File:
         etag: its validator.
         cut: after how many bytes of each answer the connection breaks; None: never.
         lie: changes the bytes of an answer, given where it begins.
+        pace: is told where it is before each 64 KiB is sent.
     """
 
     body: bytes
@@ -27,6 +28,7 @@ class File:
     etag: str | None = '"1"'
     cut: int | None = None
     lie: Callable[[int, bytes], bytes] = field(default=lambda _start, data: data)
+    pace: Callable[[int], None] = field(default=lambda _at: None)
 
 
 class Web(ThreadingHTTPServer):
@@ -34,8 +36,8 @@ class Web(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.files: dict[str, File] = {}
         self.redirects: dict[str, str] = {}
         self.failing: list[int] = []
@@ -51,9 +53,9 @@ class Web(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving() -> Iterator[Web]:
-    """A running server."""
-    with Web() as web:
+def serving(port: int = 0) -> Iterator[Web]:
+    """A running server, at a port that is free unless it is said."""
+    with Web(port) as web:
         thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -94,6 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         if file.cut is not None:
             data = data[: file.cut]
         for at in range(0, len(data), 1 << 16):
+            file.pace(start + at)
             self.wfile.write(data[at : at + (1 << 16)])
             self.server.sent += len(data[at : at + (1 << 16)])
 
