@@ -1,0 +1,72 @@
+"""From an offer to its releases: one question, whatever the source."""
+
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from urllib.parse import unquote, urlsplit
+
+from msgspec.structs import replace
+
+from calotype.errors import NotFound
+from calotype.market.offer import Fetch, File, FromRecipe, Offer, Pinned, PinnedFile, Release
+from calotype.model import Version
+
+#: What an engine remembers between questions: for each index (its URL) the latest time (Unix seconds) that a
+#: signature or the index itself gave. An older one is not believed: somebody hides newer versions.
+Seen = MutableMapping[str, int]
+
+
+def releases(
+    offer: Offer,
+    fetch: Fetch,
+    at: Version | None = None,
+    *,
+    seen: Seen | None = None,
+    now: datetime | None = None,
+) -> list[Release]:
+    """The versions of an offer that its publisher has today, newest first.
+
+    Args:
+        offer: whose.
+        fetch: gets a URL.
+        at: look only for this version (for publishers with one checksum file for each it saves requests).
+        seen: read, and updated; to be kept until the next time.
+        now: the time; for tests.
+
+    Raises:
+        NotFound: there is no version, or not ``at``.
+        Untrusted: a signature does not hold, is missing, or an index is older than one that was seen.
+        InvalidInput: what the publisher serves cannot be understood.
+    """
+    now = now or datetime.now(UTC)
+    match offer.source:
+        case FromRecipe(recipe=recipe):
+            found = [_built_today(recipe, now)]
+        case Pinned():
+            found = [_pinned(file, offer.source.format) for file in offer.source.files]
+        case _:
+            raise NotImplementedError
+    kept = [release for release in found if at in (None, release.version)]
+    if not kept:
+        wanted = "no version" if at is None else f"no version {at}"
+        raise NotFound(
+            f"{offer.urn.base} has {wanted} today",
+            hint=f"calotype marketplace show {offer.urn.base} lists those that there are",
+        )
+    excluded = {Version.parse(text) for text in offer.excluded}
+    return [
+        replace(release, excluded=True) if release.version in excluded else release
+        for release in sorted(kept, key=lambda r: r.version, reverse=True)
+    ]
+
+
+def _built_today(recipe: str, now: datetime) -> Release:
+    """What a recipe gives is of the day on which it is built (UTC): packages change daily."""
+    day = now.astimezone(UTC).strftime("%Y%m%d")
+    return Release(version=Version(int(day), 0, 0), label=day, recipe=recipe)
+
+
+def _pinned(file: PinnedFile, form: str) -> Release:
+    version = Version(*map(int, file.version.split(".")))
+    name = unquote(urlsplit(file.url).path).rpartition("/")[2]
+    disk = File(name=name, urls=(file.url,), size=file.size, sha256=file.sha256)
+    return Release(version=version, label=file.version, os_disk=disk, format=form)
