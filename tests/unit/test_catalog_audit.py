@@ -202,7 +202,7 @@ def test_an_entry_is_there_with_what_it_records_or_not_at_all(catalog):
     catalog.delete_image(image.id, act=Act("image.delete", "image web"))
     assert [entry.action for entry in catalog.audit.list()] == ["image.delete", "image.force"]
     with pytest.raises(InvalidInput):
-        catalog.add_image(image, act=Act("image.force", "x", {"seconds": 1.5}))
+        catalog.add_image(an_image(), act=Act("image.force", "x", {"seconds": 1.5}))
     assert catalog.find_image("web") is None
 
 

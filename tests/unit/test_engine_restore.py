@@ -258,9 +258,9 @@ def test_what_is_not_there(context, vm):
     point = take_restore_point(context, "web", "a test")
     assert context.catalog.restore_points.get(point.id) == point
     machines.delete(context, "web")
-    with pytest.raises(Conflict):
+    with pytest.raises(NotFound, match="there is no VM"):
         context.catalog.restore_points.add(point)
-    with pytest.raises(NotFound, match="was deleted"):
+    with pytest.raises(NotFound, match="there is no VM"):
         context.catalog.restore_points.go_back(point, {})
 
 

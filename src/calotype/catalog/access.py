@@ -4,14 +4,47 @@ Whoever may not read a resource is told that there is none; whoever may read it 
 which role is missing.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, false, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    and_,
+    exists,
+    false,
+    or_,
+    select,
+    true,
+)
 
-from calotype.catalog.tables import role_assignments
+from calotype.catalog.tables import (
+    definitions,
+    disks,
+    galleries,
+    gallery_subscriptions,
+    images,
+    role_assignments,
+    snapshots,
+    subscriptions,
+    versions,
+    vms,
+)
 from calotype.errors import Forbidden, NotFound
-from calotype.model import INSTALLATION, Caller, Role
+from calotype.model import INSTALLATION, Caller, Role, Scope, Sharing, Shelf
+
+Row = Mapping[str, Any]
+
+#: The resources that roles can be given for, by what people call them.
+RESOURCES: Final[Mapping[str, Table]] = {
+    "image": images,
+    "VM": vms,
+    "disk": disks,
+    "snapshot": snapshots,
+    "gallery": galleries,
+}
 
 #: Role -> the roles that include it.
 _INCLUDED_IN: Mapping[Role, tuple[str, ...]] = {
@@ -32,6 +65,8 @@ class Access:
         """Whether the caller is the installation's owner."""
         return self.caller.principal is None
 
+    # -- conditions on rows
+
     def visible(self, db: Connection, table: Table) -> ColumnElement[bool]:
         """The condition under which rows of a table with a scope may be read.
 
@@ -50,17 +85,82 @@ class Access:
             places.append(place)
         return or_(false(), *places)
 
-    def has(self, db: Connection, role: Role, row: Mapping[str, Any]) -> bool:
+    def here(self, table: Table) -> ColumnElement[bool]:
+        """The condition of being in the caller's group."""
+        scope = self.caller.scope
+        return and_(
+            table.c.subscription == scope.subscription, table.c.resource_group == scope.group
+        )
+
+    def shared(self, db: Connection) -> ColumnElement[bool]:
+        """The condition of a gallery that others share with the caller's subscription."""
+        mine = self.caller.scope.subscription
+        offered: ColumnElement[bool] = galleries.c.everyone.is_(True)
+        if self.belongs(
+            db, mine
+        ):  # who only says that it is his has nothing of what is shared with it
+            named = exists().where(
+                gallery_subscriptions.c.gallery_id == galleries.c.id,
+                gallery_subscriptions.c.subscription == mine,
+            )
+            offered = or_(named, offered)
+        groups = galleries.c.sharing == Sharing.GROUPS.value
+        return and_(groups, offered, galleries.c.subscription != mine)
+
+    # -- questions
+
+    def has(self, db: Connection, role: Role, row: Row) -> bool:
         """Whether the caller has a role for a row's resource, by its scope and its id."""
         if self.unlimited:
             return True
         if row["subscription"] == INSTALLATION:
             return role is Role.READER
-        return self._holds(
-            db, role, row["subscription"], row["resource_group"], str(row.get("id", ""))
+        identifier = str(row.get("id", ""))
+        return any(
+            held["subscription"] == row["subscription"]
+            and held["resource_group"] in (None, row["resource_group"])
+            and held["resource"] in (None, identifier)
+            for held in self._assignments(db, role)
         )
 
-    def require(self, db: Connection, role: Role, row: Mapping[str, Any], what: str) -> None:
+    def may(self, db: Connection, role: Role, table: Table, row: Row) -> bool:
+        """As :meth:`has`; the roles for a VM count for its disks, those for a gallery for its versions."""
+        return any(
+            self.has(db, role, bearer) or (role is Role.READER and self._offered(db, kind, bearer))
+            for kind, bearer in _bearers(db, table, row)
+        )
+
+    def belongs(self, db: Connection, subscription: str) -> bool:
+        """Whether the caller has any role in a subscription."""
+        held = self._assignments(db, Role.READER)
+        return self.unlimited or any(row["subscription"] == subscription for row in held)
+
+    # -- refusals
+
+    def find(
+        self, db: Connection, kind: str, name_or_id: str, role: Role = Role.READER
+    ) -> dict[str, Any]:
+        """The row of a resource (of a ``kind`` in :data:`RESOURCES`) that the caller has a role for.
+
+        An id means what it names, wherever that is; a name is one in the caller's group.
+
+        Raises:
+            NotFound: there is none, or the caller may not even see it.
+            Forbidden: the caller may see it, and has no such role.
+        """
+        table = RESOURCES[kind]
+        named = (table.c.id == name_or_id, and_(table.c.name == name_or_id, self.here(table)))
+        for condition in named:
+            found = db.execute(select(table).where(condition)).mappings().first()
+            row = dict(found or {})
+            if not row or not self.may(db, Role.READER, table, row):
+                continue
+            if not self.may(db, role, table, row):
+                raise self._refusal(db, role, row, f"{kind} '{row['name']}'")
+            return row
+        raise missing(kind, name_or_id)
+
+    def require(self, db: Connection, role: Role, row: Row, what: str) -> None:
         """Refuse what the caller may not do with the resource of a row; ``what`` names it.
 
         Raises:
@@ -69,41 +169,88 @@ class Access:
         """
         if self.has(db, role, row):
             return
-        if not self.has(db, Role.READER, row):
+        if not self.has(db, Role.READER, row) and not self._offered(db, galleries, row):
             raise NotFound(f"there is no {what}", hint="or you may not see it")
-        raise self._refusal(role, what)
+        raise self._refusal(db, role, row, what)
 
-    def require_here(self, db: Connection, role: Role, what: str) -> None:
-        """Refuse what the caller may not do in its own scope, such as making a resource.
+    def require_in(self, db: Connection, role: Role, scope: Scope, what: str) -> None:
+        """Refuse what the caller may not do in a group, such as making a resource.
 
         Raises:
             Forbidden: the caller has no such role there.
         """
-        scope = self.caller.scope
-        if not (self.unlimited or self._holds(db, role, scope.subscription, scope.group, "")):
-            raise self._refusal(role, what)
+        place = {"subscription": scope.subscription, "resource_group": scope.group}
+        if not self.has(db, role, place):
+            raise self._refusal(db, role, place, what)
 
-    def _refusal(self, role: Role, what: str) -> Forbidden:
-        scope = self.caller.scope
-        return Forbidden(
-            f"'{self.caller.principal}' has not the role {role} for {what}",
-            hint=f"an owner can give it: calotype role assign {self.caller.principal} {role} "
-            f"--subscription {scope.subscription} --resource-group {scope.group}",
-        )
+    def require_here(self, db: Connection, role: Role, what: str) -> None:
+        """As :meth:`require_in`, in the caller's own group."""
+        self.require_in(db, role, self.caller.scope, what)
 
-    def _holds(
-        self, db: Connection, role: Role, subscription: str, group: str, resource: str
-    ) -> bool:
-        return any(
-            row["subscription"] == subscription
-            and row["resource_group"] in (None, group)
-            and row["resource"] in (None, resource)
-            for row in self._assignments(db, role)
-        )
+    def require_all(self, what: str) -> None:
+        """Refuse to everybody but the installation's owner what concerns all of it; ``what`` is the act.
 
-    def _assignments(self, db: Connection, role: Role) -> list[Mapping[str, Any]]:
+        Raises:
+            Forbidden: the caller works with roles.
+        """
+        if not self.unlimited:
+            raise Forbidden(
+                f"'{self.caller.principal}' may not {what}: that is for the installation's owner",
+                hint="run it without --as (and without CALOTYPE_AS)",
+            )
+
+    def _refusal(self, db: Connection, role: Role, row: Row, what: str) -> Forbidden:
+        message = f"'{self.caller.principal}' has not the role {role} for {what}"
+        if row["subscription"] == INSTALLATION:
+            return Forbidden(
+                f"{message}, which is everybody's to use",
+                hint="the installation's owner can do it, without --as",
+            )
+        if not self.belongs(db, row["subscription"]):  # to whom that gallery is only shared
+            return Forbidden(message, hint="an owner of it can give that role")
+        there = subscriptions.c.id == row["subscription"]
+        name = db.scalar(select(subscriptions.c.name).where(there)) or row["subscription"]
+        words = ["role", "assign", self.caller.principal or "", role, "--subscription", name]
+        if row["resource_group"] is not None:
+            words += ["--resource-group", row["resource_group"]]
+        return Forbidden(message, hint=f"an owner can give it: calotype {shlex.join(words)}")
+
+    def _offered(self, db: Connection, table: Table, row: Row) -> bool:
+        """Whether a row is that of a gallery that others share with the caller, or with everybody."""
+        if table is not galleries:
+            return False
+        if row.get("sharing") == Sharing.COMMUNITY.value:
+            return True
+        query = select(galleries.c.id).where(galleries.c.id == row.get("id"), self.shared(db))
+        return db.scalar(query) is not None
+
+    def _assignments(self, db: Connection, role: Role) -> list[Row]:
         mine = role_assignments.c.principal == self.caller.principal
         query = select(role_assignments).where(
             mine, role_assignments.c.role.in_(_INCLUDED_IN[role])
         )
         return [dict(row) for row in db.execute(query).mappings()]
+
+
+def missing(kind: str, name: str) -> NotFound:
+    """The error for a resource that is not there, or not there for the caller: both sound the same."""
+    return NotFound(f"there is no {kind} '{name}'", hint=f"calotype {kind.lower()} list shows them")
+
+
+def _bearers(db: Connection, table: Table, row: Row) -> Iterator[tuple[Table, Row]]:
+    """The resources whose roles count for a row: itself, the VM that a disk is on, a version's gallery."""
+    yield table, row
+    if table is disks:
+        above, query = vms, select(vms).where(vms.c.id == row["vm_id"])
+    elif table is images and row["shelf"] == Shelf.GALLERY.value:
+        above = galleries
+        query = (
+            select(galleries)
+            .join(definitions, definitions.c.gallery_id == galleries.c.id)
+            .join(versions, versions.c.definition_id == definitions.c.id)
+            .where(versions.c.image_id == row["id"])
+        )
+    else:
+        return
+    for found in db.execute(query).mappings():
+        yield above, dict(found)

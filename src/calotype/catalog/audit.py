@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, insert, select
 
+from calotype.catalog.access import Access
 from calotype.catalog.tables import audit
 from calotype.errors import CalotypeError, InvalidInput
 
@@ -24,6 +25,8 @@ Transaction = Callable[[], AbstractContextManager[Connection]]
 
 #: What the first entry has for the digest before it.
 GENESIS = "0" * 64
+#: The option of a connection that says which principal its transactions work for.
+PRINCIPAL = "calotype_principal"
 _ACTION = 64  # characters
 
 
@@ -82,7 +85,7 @@ def append(db: Connection, act: Act) -> Head:
     row = {
         "number": number + 1,
         "at": datetime.now(UTC),
-        "actor": _encodable(act.actor or current_actor()),
+        "actor": _encodable(act.actor or current_actor(db.get_execution_options().get(PRINCIPAL))),
         "action": act.action,
         "resource": _encodable(act.resource),
         "detail": _plain(act.detail),
@@ -96,13 +99,14 @@ def append(db: Connection, act: Act) -> Head:
 class Audit:
     """The audit of a catalogue."""
 
-    def __init__(self, read: Transaction, write: Transaction) -> None:
+    def __init__(self, read: Transaction, write: Transaction, access: Access) -> None:
         """Use the database whose transactions ``read`` and ``write`` begin."""
         self._read = read
         self._write = write
+        self._access = access
 
     def append(self, act: Act) -> Head:
-        """Add an entry in a transaction of its own (see :func:`append`)."""
+        """Add an entry in a transaction of its own (see :func:`append`); everybody's acts are recorded."""
         with self._write() as db:
             return append(db, act)
 
@@ -113,7 +117,12 @@ class Audit:
         return head if head.number else None
 
     def list(self, limit: int = 100, *, before: int | None = None) -> list[Entry]:
-        """The newest ``limit`` entries (with a number below ``before``), newest first."""
+        """The newest ``limit`` entries (with a number below ``before``), newest first.
+
+        Raises:
+            Forbidden: the caller is not the installation's owner, whose acts are in it too.
+        """
+        self._access.require_all("read the audit")
         query = select(audit).order_by(audit.c.number.desc()).limit(limit)
         if before is not None:
             query = query.where(audit.c.number < before)
@@ -130,7 +139,11 @@ class Audit:
 
         Args:
             against: a head that was noted earlier, elsewhere: it must be in the chain.
+
+        Raises:
+            Forbidden: the caller is not the installation's owner.
         """
+        self._access.require_all("verify the audit")
         expected = Head(0, GENESIS)
         with self._read() as db:
             rows = db.execute(select(audit).order_by(audit.c.number)).mappings()
@@ -148,8 +161,11 @@ class Audit:
         return None
 
 
-def current_actor() -> str:
-    """Who this process works for: the name and number of its user, and who became that by sudo."""
+def current_actor(principal: str | None = None) -> str:
+    """Who this process works for: the principal, if there is one, and always its user of the system.
+
+    The user by name and number, and who became that by sudo.
+    """
     uid = os.getuid()
     name = ""
     with suppress(KeyError):
@@ -157,7 +173,7 @@ def current_actor() -> str:
     actor = f"{name or 'unknown'} ({uid})"
     if uid == 0 and (before := os.environ.get("SUDO_USER")):
         actor += f", by sudo from {before} ({os.environ.get('SUDO_UID', '?')})"
-    return actor
+    return actor if principal is None else f"{principal} through {actor}"
 
 
 def _head(db: Connection) -> Head:

@@ -10,7 +10,6 @@ from typing import Any
 
 from sqlalchemy import (
     URL,
-    ColumnElement,
     Connection,
     Engine,
     Select,
@@ -25,9 +24,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from calotype.catalog import rows
+from calotype.catalog import quotas, rows
 from calotype.catalog.access import Access
-from calotype.catalog.audit import Act, Audit, append
+from calotype.catalog.audit import PRINCIPAL, Act, Audit, append
 from calotype.catalog.community import Community
 from calotype.catalog.galleries import Galleries
 from calotype.catalog.images import drop_image, image_disk_rows_of, put_image
@@ -54,6 +53,8 @@ from calotype.model import (
     Image,
     ManagedDisk,
     OsState,
+    QuotaKind,
+    Role,
     Shelf,
     Stage,
     Verdict,
@@ -65,6 +66,8 @@ HEAD = "0005"
 
 #: The installation's owner: who can read the catalogue's file can do everything anyway.
 OWNER = Caller()
+#: What is said instead of the name of a VM that the caller may not see.
+HIDDEN = "(of others)"
 #: The parts of a catalogue that are made when they are first used.
 _PARTS = (
     "audit",
@@ -95,6 +98,9 @@ class Catalog:
         """
         self._path = path
         self.access = Access(caller)
+        self._principal = (
+            caller.principal
+        )  # who answers for it: housekeeping is done for somebody, too
         if not path.exists():
             path.touch(mode=0o600)  # SQLite's other files take its mode
         self._engine = _engine(path)
@@ -112,6 +118,7 @@ class Catalog:
         """The same catalogue for another caller, over the same connections."""
         other = copy.copy(self)
         other.access = Access(caller)
+        other._principal = caller.principal or self._principal  # noqa: SLF001 (a copy of this one)
         for name in _PARTS:
             other.__dict__.pop(name, None)
         return other
@@ -123,21 +130,24 @@ class Catalog:
 
         Raises:
             Conflict: the name is taken, or two data disks have one LUN.
+            Forbidden: the caller may not make resources there.
+            QuotaExceeded: the subscription may not have so much.
         """
         with self._write() as db:
+            what = f"image '{image.name}'"
+            self.access.require_in(db, Role.CONTRIBUTOR, image.scope, what)
             put_image(db, image)
             _record(db, act)
 
-    def image(self, name_or_id: str) -> Image:
-        """The image of that name or id.
+    def image(self, name_or_id: str, role: Role = Role.READER) -> Image:
+        """The image of that name or id, if the caller has the role for it.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is none that the caller may see.
+            Forbidden: the caller may see it, and has not that role.
         """
         with self._read() as db:
-            row = self._named(db, images, name_or_id)
-            if row is None:
-                raise _missing("image", name_or_id)
+            row = self.access.find(db, "image", name_or_id, role)
             return rows.to_image(row, image_disk_rows_of(db, row["id"]))
 
     def find_image(self, name: str) -> Image | None:
@@ -155,27 +165,29 @@ class Catalog:
 
     def list_images(self) -> list[Image]:
         """The images in the caller's group that stand by themselves, by name."""
-        here = self._here(images)
         with self._read() as db:
-            managed = select(images).where(images.c.shelf == Shelf.MANAGED.value, *here)
-            found = _all(db, managed.order_by(images.c.name))
+            managed = self._listed(db, images).where(images.c.shelf == Shelf.MANAGED.value)
+            found = _all(db, managed)
             return [rows.to_image(row, image_disk_rows_of(db, row["id"])) for row in found]
 
     def every_image(self) -> list[Image]:
-        """All images of the installation, versions and pulled ones too, by name."""
+        """All images of the installation, versions and pulled ones too, by name: for housekeeping."""
+        self.access.require_all("see every image")
         with self._read() as db:
             found = _all(db, select(images).order_by(images.c.name))
             return [rows.to_image(row, image_disk_rows_of(db, row["id"])) for row in found]
 
     def image_names(self) -> dict[str, str]:
-        """Names of the images that VMs were made of, by id; also of those that are gone."""
+        """Names of the images that VMs were made of, by id; also of those that are gone: for housekeeping."""
+        self.access.require_all("see every image")
         of_vms = lineage.c.id.in_(select(vms.c.image_id).distinct())
         with self._read() as db:
             found = db.execute(select(lineage.c.id, lineage.c.name).where(of_vms))
             return {row.id: row.name for row in found}
 
     def image_ids(self) -> set[str]:
-        """The ids of all images of the installation."""
+        """The ids of all images of the installation: for housekeeping."""
+        self.access.require_all("see every image")
         with self._read() as db:
             return set(db.scalars(select(images.c.id)))
 
@@ -184,11 +196,10 @@ class Catalog:
 
         Raises:
             NotFound: no such image, or it has no such tag.
+            Forbidden: the caller may not change it.
         """
         with self._write() as db:
-            row = _one(db, images, id=image_id)
-            if row is None:
-                raise _missing("image", image_id)
+            row = self.access.find(db, "image", image_id, Role.CONTRIBUTOR)
             for key in remove:
                 if key not in row["tags"]:
                     raise NotFound(f"image '{row['name']}' has no tag '{key}'")
@@ -201,11 +212,10 @@ class Catalog:
 
         Raises:
             NotFound: there is no such image (any more).
+            Forbidden: the caller may not change it.
         """
         with self._write() as db:
-            row = _one(db, images, id=image_id)
-            if row is None:
-                raise _missing("image", image_id)
+            row = self.access.find(db, "image", image_id, Role.CONTRIBUTOR)
             if row["stage"] != stage.value:
                 db.execute(update(images).where(images.c.id == image_id).values(stage=stage.value))
                 refresh_eligible(db, image_id)
@@ -213,19 +223,38 @@ class Catalog:
                 append(db, Act(action, f"image {row['name']}", {"image": image_id}))
 
     def record_verdict(self, image_id: str, verdict: Verdict) -> None:
-        """Write down what the evidence says of an image."""
+        """Write down what the evidence says of an image.
+
+        Raises:
+            NotFound: there is no such image (any more).
+            Forbidden: the caller may not change it.
+        """
         with self._write() as db:
+            self.access.find(db, "image", image_id, Role.CONTRIBUTOR)
             query = update(images).where(images.c.id == image_id)
             db.execute(query.values(verdict=verdict.value))
 
     def delete_image(self, image_id: str, *, act: Act | None = None) -> None:
-        """Take an image out of the catalogue, and record ``act`` in the same transaction."""
+        """Take an image out of the catalogue, and record ``act`` in the same transaction.
+
+        Raises:
+            NotFound: there is no such image (any more).
+            Forbidden: the caller may not delete it.
+            NotAllowed: it is a version in a gallery.
+        """
         with self._write() as db:
+            row = self.access.find(db, "image", image_id, Role.CONTRIBUTOR)
+            if row["shelf"] == Shelf.GALLERY.value:
+                raise NotAllowed(
+                    f"image '{row['name']}' is a version in a gallery",
+                    hint=f"calotype gallery image-version delete {row['name']}",
+                )
             drop_image(db, image_id)
             _record(db, act)
 
     def indexes_in_use(self) -> set[str]:
-        """Every Index that an image, a managed disk, a snapshot or a restore point refers to."""
+        """Every Index that an image, a managed disk, a snapshot or a restore point needs: for housekeeping."""
+        self.access.require_all("see every disk")
         columns = (
             image_disks.c.index,
             disks.c.index,
@@ -244,51 +273,71 @@ class Catalog:
         Raises:
             Conflict: a name, port or address is taken.
             NotAllowed: the image is specialized and another VM of it exists (unless ``allow_second``).
+            Forbidden: the caller may not make resources there.
+            QuotaExceeded: the subscription may not have so many.
         """
         with self._write() as db:
+            self.access.require_in(db, Role.CONTRIBUTOR, vm.scope, f"VM '{vm.name}'")
             if _one(db, vms, name=vm.name, **rows.scope_row(vm.scope)) is not None:
                 raise _taken("VM", vm.name)
             if vm.os_state is OsState.SPECIALIZED and vm.image_id and not allow_second:
-                _refuse_second(db, vm.image_id)
+                self._refuse_second(db, vm.image_id)
+            quotas.charge(db, vm.scope.subscription, {QuotaKind.VMS: 1})
             db.execute(insert(vms), rows.vm_row(vm))
             for disk in vm.disks:
-                _put_disk(db, disk)
+                self._put_disk(db, disk)
 
-    def vm(self, name_or_id: str) -> VirtualMachine:
-        """The VM of that name or id, with its disks.
+    def vm(self, name_or_id: str, role: Role = Role.READER) -> VirtualMachine:
+        """The VM of that name or id, with its disks, if the caller has the role for it.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is none that the caller may see.
+            Forbidden: the caller may see it, and has not that role.
         """
         with self._read() as db:
-            row = self._named(db, vms, name_or_id)
-            if row is None:
-                raise _missing("VM", name_or_id)
+            row = self.access.find(db, "VM", name_or_id, role)
             return rows.to_vm(row, _vm_disks(db, row["id"]))
 
     def list_vms(self) -> list[VirtualMachine]:
-        """All VMs by name."""
+        """The VMs in the caller's group, by name."""
+        with self._read() as db:
+            found = _all(db, self._listed(db, vms))
+            return [rows.to_vm(row, _vm_disks(db, row["id"])) for row in found]
+
+    def every_vm(self) -> list[VirtualMachine]:
+        """All VMs of the installation, by name: for housekeeping."""
+        self.access.require_all("see every VM")
         with self._read() as db:
             found = _all(db, select(vms).order_by(vms.c.name))
             return [rows.to_vm(row, _vm_disks(db, row["id"])) for row in found]
 
     def vms_of_image(self, image_id: str) -> list[str]:
-        """Names of the VMs that came from an image."""
+        """Names of the VMs that came from an image; those that the caller may not see have none."""
         with self._read() as db:
-            return list(db.scalars(select(vms.c.name).where(vms.c.image_id == image_id)))
+            query = select(vms.c.name, self.access.visible(db, vms).label("seen"))
+            found = db.execute(query.where(vms.c.image_id == image_id))
+            return [row.name if row.seen else HIDDEN for row in found]
 
     def update_vm(self, vm_id: str, **values: Any) -> None:
         """Change columns of a VM's row.
 
         Raises:
             Conflict: a value that must be unique is taken.
+            NotFound, Forbidden: there is none, or the caller may not change it.
         """
         with self._write() as db:
+            self.access.find(db, "VM", vm_id, Role.CONTRIBUTOR)
             db.execute(update(vms).where(vms.c.id == vm_id).values(**values))
 
     def delete_vm(self, vm_id: str, *, delete_disks: Sequence[str]) -> None:
-        """Take out a VM, its restore points and the disks named by id; other disks become unattached."""
+        """Take out a VM, its restore points and the disks named by id; other disks become unattached.
+
+        Raises:
+            NotFound, Forbidden: there is none, or the caller may not delete it.
+        """
         with self._write() as db:
+            row = self.access.find(db, "VM", vm_id, Role.CONTRIBUTOR)
+            quotas.give_back(db, row["subscription"], {QuotaKind.VMS: 1})
             db.execute(delete(restore_points).where(restore_points.c.vm_id == vm_id))
             db.execute(delete(disks).where(disks.c.vm_id == vm_id, disks.c.id.in_(delete_disks)))
             db.execute(update(disks).where(disks.c.vm_id == vm_id).values(vm_id=None, lun=None))
@@ -300,9 +349,13 @@ class Catalog:
         """Record that a VM's OS disk is general: as it is, or ``index`` and the file ``overlay`` over it.
 
         ``act`` is recorded in the same transaction.
+
+        Raises:
+            NotFound, Forbidden: there is none, or the caller may not change it.
         """
         os_disk = (disks.c.vm_id == vm_id, disks.c.lun.is_(None))
         with self._write() as db:
+            self.access.find(db, "VM", vm_id, Role.CONTRIBUTOR)
             if index is not None:
                 db.execute(update(disks).where(*os_disk).values(index=index, overlay=overlay))
             db.execute(update(vms).where(vms.c.id == vm_id).values(generalized=True))
@@ -311,7 +364,7 @@ class Catalog:
     @cached_property
     def restore_points(self) -> RestorePoints:
         """The VMs' restore points."""
-        return RestorePoints(self._read, self._write)
+        return RestorePoints(self._read, self._write, self.access)
 
     # -- managed disks
 
@@ -320,30 +373,36 @@ class Catalog:
 
         Raises:
             Conflict: the name is taken.
+            Forbidden: the caller may not make resources there.
         """
         with self._write() as db:
-            _put_disk(db, disk)
+            self._put_disk(db, disk)
 
-    def disk(self, name_or_id: str) -> ManagedDisk:
-        """The managed disk of that name or id.
+    def disk(self, name_or_id: str, role: Role = Role.READER) -> ManagedDisk:
+        """The managed disk of that name or id, if the caller has the role for it.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is none that the caller may see.
+            Forbidden: the caller may see it, and has not that role.
         """
         with self._read() as db:
-            row = self._named(db, disks, name_or_id)
-            if row is None:
-                raise _missing("disk", name_or_id)
-            return rows.to_disk(row)
+            return rows.to_disk(self.access.find(db, "disk", name_or_id, role))
 
     def list_disks(self) -> list[ManagedDisk]:
-        """All managed disks by name."""
+        """The managed disks in the caller's group, by name."""
+        with self._read() as db:
+            return [rows.to_disk(row) for row in _all(db, self._listed(db, disks))]
+
+    def every_disk(self) -> list[ManagedDisk]:
+        """All managed disks of the installation, by name: for housekeeping."""
+        self.access.require_all("see every disk")
         with self._read() as db:
             found = _all(db, select(disks).order_by(disks.c.name))
             return [rows.to_disk(row) for row in found]
 
     def has_overlay(self, file: str) -> bool:
-        """Whether a managed disk's overlay is the file of that name."""
+        """Whether a managed disk's overlay is the file of that name: for housekeeping."""
+        self.access.require_all("see every disk")
         named = func.coalesce(disks.c.overlay, disks.c.id) == file
         with self._read() as db:
             return db.scalar(select(disks.c.id).where(named)) is not None
@@ -353,11 +412,11 @@ class Catalog:
 
         Raises:
             Conflict: the disk is attached already, or the LUN is taken.
+            NotFound, Forbidden: there is none, or the caller may not change the disk and the VM.
         """
         with self._write() as db:
-            row = _one(db, disks, id=disk_id)
-            if row is None:
-                raise _missing("disk", disk_id)
+            self.access.find(db, "VM", vm_id, Role.CONTRIBUTOR)
+            row = self.access.find(db, "disk", disk_id, Role.CONTRIBUTOR)
             if row["vm_id"] is not None:
                 raise Conflict(f"disk '{row['name']}' is attached already", hint="detach it first")
             if _one(db, disks, vm_id=vm_id, lun=lun) is not None:
@@ -365,8 +424,13 @@ class Catalog:
             db.execute(update(disks).where(disks.c.id == disk_id).values(vm_id=vm_id, lun=lun))
 
     def detach_disk(self, disk_id: str) -> None:
-        """Record that a disk belongs to no VM."""
+        """Record that a disk belongs to no VM.
+
+        Raises:
+            NotFound, Forbidden: there is none, or the caller may not change it.
+        """
         with self._write() as db:
+            self.access.find(db, "disk", disk_id, Role.CONTRIBUTOR)
             db.execute(update(disks).where(disks.c.id == disk_id).values(vm_id=None, lun=None))
 
     def delete_disk(self, disk_id: str) -> None:
@@ -374,10 +438,11 @@ class Catalog:
 
         Raises:
             Conflict: a VM uses it.
+            NotFound, Forbidden: there is none, or the caller may not delete it.
         """
         with self._write() as db:
-            row = _one(db, disks, id=disk_id)
-            if row is not None and row["vm_id"] is not None:
+            row = self.access.find(db, "disk", disk_id, Role.CONTRIBUTOR)
+            if row["vm_id"] is not None:
                 raise Conflict(f"disk '{row['name']}' is attached to a VM", hint="detach it first")
             db.execute(delete(disks).where(disks.c.id == disk_id))
 
@@ -414,7 +479,7 @@ class Catalog:
     @cached_property
     def audit(self) -> Audit:
         """What somebody must answer for."""
-        return Audit(self._read, self._write)
+        return Audit(self._read, self._write, self.access)
 
     # -- the store
 
@@ -423,20 +488,32 @@ class Catalog:
         """The ledger of the store whose images are in this catalogue."""
         return SqlLedger(self._read, self._write)
 
-    # -- scope
+    # -- inside a transaction
 
-    def _here(self, table: Table) -> tuple[ColumnElement[bool], ...]:
-        """The condition of being in the caller's group."""
-        scope = self.access.caller.scope
-        return (
-            table.c.subscription == scope.subscription,
-            table.c.resource_group == scope.group,
+    def _listed(self, db: Connection, table: Table) -> Select[Any]:
+        """What the caller may see of the rows in its group, by name."""
+        query = select(table).where(self.access.here(table), self.access.visible(db, table))
+        return query.order_by(table.c.name)
+
+    def _put_disk(self, db: Connection, disk: ManagedDisk) -> None:
+        self.access.require_in(db, Role.CONTRIBUTOR, disk.scope, f"disk '{disk.name}'")
+        if disk.vm_id is not None:
+            self.access.find(db, "VM", disk.vm_id, Role.CONTRIBUTOR)
+        if _one(db, disks, name=disk.name, **rows.scope_row(disk.scope)) is not None:
+            raise _taken("disk", disk.name)
+        db.execute(insert(disks), rows.disk_row(disk))
+
+    def _refuse_second(self, db: Connection, image_id: str) -> None:
+        other = _one(db, vms, image_id=image_id)
+        if other is None:
+            return
+        name = other["name"] if self.access.may(db, Role.READER, vms, other) else HIDDEN
+        raise NotAllowed(
+            f"the image is specialized, and VM '{name}' was made from it: two of them would be "
+            "one machine twice (same host keys, machine-id, users)",
+            hint=f"generalize it: calotype vm capture {name} --image NAME --generalize; "
+            "or accept the clash with --allow-duplicate-identity (recorded)",
         )
-
-    def _named(self, db: Connection, table: Table, name_or_id: str) -> rows.Row | None:
-        """The row of that id anywhere, or of that name in the caller's group."""
-        here = rows.scope_row(self.access.caller.scope)
-        return _one(db, table, id=name_or_id) or _one(db, table, name=name_or_id, **here)
 
     # -- connections
 
@@ -463,6 +540,7 @@ class Catalog:
     @contextmanager
     def _write(self) -> Iterator[Connection]:
         with self._in_words(), self._engine.connect() as db:
+            db.execution_options(**{PRINCIPAL: self._principal})
             db.exec_driver_sql("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -524,29 +602,7 @@ def _record(db: Connection, act: Act | None) -> None:
         append(db, act)
 
 
-def _put_disk(db: Connection, disk: ManagedDisk) -> None:
-    if _one(db, disks, name=disk.name, **rows.scope_row(disk.scope)) is not None:
-        raise _taken("disk", disk.name)
-    db.execute(insert(disks), rows.disk_row(disk))
-
-
-def _refuse_second(db: Connection, image_id: str) -> None:
-    other = _one(db, vms, image_id=image_id)
-    if other is None:
-        return
-    raise NotAllowed(
-        f"the image is specialized, and VM '{other['name']}' was made from it: two of them would be "
-        "one machine twice (same host keys, machine-id, users)",
-        hint=f"generalize it: calotype vm capture {other['name']} --image NAME --generalize; "
-        "or accept the clash with --allow-duplicate-identity (recorded)",
-    )
-
-
 def _taken(kind: str, name: str) -> Conflict:
     return Conflict(
         f"{kind} '{name}' exists already", hint="choose another name, or delete it first"
     )
-
-
-def _missing(kind: str, name: str) -> NotFound:
-    return NotFound(f"there is no {kind} '{name}'", hint=f"calotype {kind.lower()} list shows them")

@@ -1,18 +1,19 @@
 """Rows of images, for everything that is one: managed images, image versions, pulled images."""
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 
-from calotype.catalog import rows
+from calotype.catalog import quotas, rows
 from calotype.catalog.tables import image_disks, images, lineage
 from calotype.errors import Conflict
-from calotype.model import Image
+from calotype.model import Image, Shelf
 
 
 def put_image(db: Connection, image: Image) -> None:
-    """Insert an image, its disks and its lineage.
+    """Insert an image, its disks and its lineage, and count it.
 
     Raises:
         Conflict: the name is taken.
+        QuotaExceeded: its subscription may not have so much.
     """
     row = rows.image_row(image)
     here = [images.c[name] == row[name] for name in ("subscription", "resource_group", "name")]
@@ -20,6 +21,7 @@ def put_image(db: Connection, image: Image) -> None:
         raise Conflict(
             f"image '{image.name}' exists already", hint="choose another name, or delete it first"
         )
+    quotas.charge(db, image.scope.subscription, quotas.of_image(image))
     db.execute(insert(images), row)
     db.execute(insert(image_disks), rows.image_disk_rows(image))
     kept = {key: row[key] for key in ("id", "parent_id", "name", "plan", "entitlement")}
@@ -27,7 +29,14 @@ def put_image(db: Connection, image: Image) -> None:
 
 
 def drop_image(db: Connection, image_id: str) -> None:
-    """Delete an image, its disks, and what makes it a version; its lineage stays."""
+    """Delete an image, its disks, and what makes it a version; its lineage stays. It counts no more."""
+    where = select(images.c.subscription, images.c.shelf).where(images.c.id == image_id)
+    found = db.execute(where).first()
+    if found is None:
+        return
+    size = select(func.sum(image_disks.c.size)).where(image_disks.c.image_id == image_id)
+    freed = quotas.counted(Shelf(found.shelf), db.scalar(size) or 0)
+    quotas.give_back(db, found.subscription, freed)
     db.execute(delete(image_disks).where(image_disks.c.image_id == image_id))
     db.execute(delete(images).where(images.c.id == image_id))
 

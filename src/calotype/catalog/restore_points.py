@@ -8,27 +8,30 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
+from calotype.catalog.access import Access
 from calotype.catalog.audit import Act, append
+from calotype.catalog.rows import scope_row, to_scope
 from calotype.catalog.tables import disks, restore_point_disks, restore_points, vms
 from calotype.errors import Conflict, NotFound
-from calotype.model import Caching, Consistency, RestoreDisk, RestorePoint
+from calotype.model import Caching, Consistency, RestoreDisk, RestorePoint, Role, Scope
 
 Transaction = Callable[[], AbstractContextManager[Connection]]
 
 
 class RestorePoints:
-    """The restore points in a catalogue; each method is one transaction."""
+    """The restore points in a catalogue; each method is one transaction. They are their VM's: so are its roles."""
 
-    def __init__(self, read: Transaction, write: Transaction) -> None:
+    def __init__(self, read: Transaction, write: Transaction, access: Access) -> None:
         """Use the database whose transactions ``read`` and ``write`` begin."""
         self._read = read
         self._write = write
+        self._access = access
 
     def add(self, point: RestorePoint) -> None:
         """Make a restore point exist.
 
         Raises:
-            Conflict: its VM does not exist (any more).
+            NotFound, Forbidden: its VM does not exist (any more), or the caller may not change it.
         """
         row = {
             "id": point.id,
@@ -42,6 +45,7 @@ class RestorePoints:
             for at, disk in enumerate(point.disks)
         ]
         with self._write() as db:
+            self._access.find(db, "VM", point.vm_id, Role.CONTRIBUTOR)
             db.execute(insert(restore_points), row)
             db.execute(insert(restore_point_disks), rows)
 
@@ -49,35 +53,36 @@ class RestorePoints:
         """The restore point of that id.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is none, or the caller may not see its VM.
         """
-        query = select(restore_points).where(restore_points.c.id == point_id)
         with self._read() as db:
-            row = db.execute(query).mappings().first()
-            if row is None:
-                raise _missing(point_id)
-            return _point(db, row)
+            return _point(db, self._found(db, point_id, Role.READER))
 
     def list(self, vm_id: str) -> list[RestorePoint]:
-        """The restore points of a VM, the newest first."""
+        """The restore points of a VM, the newest first.
+
+        Raises:
+            NotFound: there is no such VM, or the caller may not see it.
+        """
         query = select(restore_points).where(restore_points.c.vm_id == vm_id)
         order = (restore_points.c.created_at.desc(), restore_points.c.id)
         with self._read() as db:
+            self._access.find(db, "VM", vm_id)
             return [_point(db, row) for row in db.execute(query.order_by(*order)).mappings()]
 
     def delete(self, point_id: str) -> None:
         """Take a restore point out of the catalogue.
 
         Raises:
-            NotFound: there is none.
+            NotFound, Forbidden: there is none, or the caller may not change its VM.
         """
         with self._write() as db:
-            here = restore_points.c.id == point_id
-            if not db.execute(delete(restore_points).where(here)).rowcount:
-                raise _missing(point_id)
+            self._found(db, point_id, Role.CONTRIBUTOR)
+            db.execute(delete(restore_points).where(restore_points.c.id == point_id))
 
     def indexes(self) -> set[str]:
-        """Every Index that a restore point refers to."""
+        """Every Index that a restore point refers to: for housekeeping."""
+        self._access.require_all("see every disk")
         with self._read() as db:
             return set(db.scalars(select(restore_point_disks.c.index).distinct()))
 
@@ -89,21 +94,44 @@ class RestorePoints:
 
         Raises:
             Conflict: a disk is attached to another VM by now.
+            NotFound, Forbidden: the VM was deleted; or the caller may not change it, and what was its disk.
         """
         mine = disks.c.vm_id == point.vm_id
         with self._write() as db:
-            name = db.scalar(select(vms.c.name).where(vms.c.id == point.vm_id))
-            if name is None:
-                raise NotFound("the VM of that restore point was deleted")
+            vm = self._access.find(db, "VM", point.vm_id, Role.CONTRIBUTOR)
+            name, scope = vm["name"], to_scope(vm)
+            for disk in point.disks:
+                self._require(db, disk, scope)
             db.execute(update(disks).where(mine).values(vm_id=None, lun=None))
             for disk in point.disks:
-                _put_back(db, point, disk, overlays[disk.disk_id])
+                _put_back(db, point, disk, overlays[disk.disk_id], scope)
             db.execute(update(vms).where(vms.c.id == point.vm_id).values(generalized=False))
             detail = {"vm": point.vm_id, "restorePoint": point.id}
             append(db, Act("vm.restore", f"vm {name}", detail))
 
+    def _found(self, db: Connection, point_id: str, role: Role) -> RowMapping:
+        """The row of a restore point whose VM the caller has the role for."""
+        query = select(restore_points).where(restore_points.c.id == point_id)
+        row = db.execute(query).mappings().first()
+        if row is None:
+            raise _missing(point_id)
+        try:
+            self._access.find(db, "VM", row["vm_id"], role)
+        except NotFound:
+            raise _missing(point_id) from None
+        return row
 
-def _put_back(db: Connection, point: RestorePoint, disk: RestoreDisk, overlay: str) -> None:
+    def _require(self, db: Connection, disk: RestoreDisk, scope: Scope) -> None:
+        """Refuse to overwrite a disk, or make one again, that the caller may not change or make."""
+        if db.scalar(select(disks.c.id).where(disks.c.id == disk.disk_id)) is not None:
+            self._access.find(db, "disk", disk.disk_id, Role.CONTRIBUTOR)
+        else:
+            self._access.require_in(db, Role.CONTRIBUTOR, scope, f"disk '{disk.name}'")
+
+
+def _put_back(
+    db: Connection, point: RestorePoint, disk: RestoreDisk, overlay: str, scope: Scope
+) -> None:
     here = disks.c.id == disk.disk_id
     values = {
         "size": disk.size,
@@ -117,7 +145,8 @@ def _put_back(db: Connection, point: RestorePoint, disk: RestoreDisk, overlay: s
     found = db.execute(select(disks).where(here)).mappings().first()
     if found is None:
         made = {"id": disk.disk_id, "tags": disk.tags, "created_at": datetime.now(UTC)}
-        db.execute(insert(disks), {**values, **made, "name": _free_name(db, disk.name)})
+        place = {**scope_row(scope), "name": _free_name(db, disk.name, scope)}
+        db.execute(insert(disks), {**values, **made, **place})
         return
     if found["vm_id"] is not None:  # this VM's own were taken off it just before
         raise elsewhere(found["name"])
@@ -132,8 +161,9 @@ def elsewhere(name: str) -> Conflict:
     )
 
 
-def _free_name(db: Connection, wanted: str) -> str:
-    taken = set(db.scalars(select(disks.c.name)))
+def _free_name(db: Connection, wanted: str, scope: Scope) -> str:
+    here = (disks.c[column] == value for column, value in scope_row(scope).items())
+    taken = set(db.scalars(select(disks.c.name).where(*here)))
     candidates = (wanted, *(f"{wanted}-{number}" for number in range(2, len(taken) + 3)))
     return next(name for name in candidates if name not in taken)
 

@@ -8,6 +8,7 @@ from calotype.catalog import Act
 from calotype.cli import GROUPS
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people
+from calotype.engine.context import Context
 from calotype.engine.signing import Keys, read_key
 
 app = App(name="keys", help=GROUPS["keys"])
@@ -19,7 +20,7 @@ COLUMNS: Columns = {"Key": lambda k: k["id"], "Whose": lambda k: k["whose"]}
 def show(*, common: Common | None = None) -> None:
     """Print this installation's public key, for those who check its reports."""
     with session(common) as context:
-        key = Keys(context.home).own()
+        key = _keys(context).own()
         if for_people(common):
             print(f"key {key.id}")
             print(key.pem, end="")
@@ -31,7 +32,7 @@ def show(*, common: Common | None = None) -> None:
 def list_(*, common: Common | None = None) -> None:
     """List the keys whose reports are believed here."""
     with session(common) as context:
-        keys = Keys(context.home)
+        keys = _keys(context)
         own = keys.own().id
         rows = [
             {
@@ -55,8 +56,9 @@ def trust(file: Path, *, common: Common | None = None) -> None:
     """
     key = read_key(file)
     with session(common) as context:
+        keys = _keys(context)
         context.catalog.audit.append(Act("keys.trust", f"key {key.id}"))
-        Keys(context.home).trust(key)
+        keys.trust(key)
         emit(common, key.id)
 
 
@@ -70,7 +72,7 @@ def forget(key_id: str, *, common: Common | None = None) -> None:
         Its id, as calotype keys list shows it.
     """
     with session(common) as context:
-        Keys(context.home).forget(key_id)
+        _keys(context).forget(key_id)
         context.catalog.audit.append(Act("keys.forget", f"key {key_id}"))
 
 
@@ -81,6 +83,12 @@ def rotate(*, common: Common | None = None) -> None:
     Give the new public key to those who check your reports elsewhere.
     """
     with session(common) as context:
-        keys = Keys(context.home)
+        keys = _keys(context)
         context.catalog.audit.append(Act("keys.rotate", f"key {keys.own().id}"))
         emit(common, keys.rotate().id)
+
+
+def _keys(context: Context) -> Keys:
+    """The installation's keys, for its owner: who is believed, all subscriptions believe."""
+    context.require_all("look after the keys")
+    return Keys(context.home)

@@ -17,6 +17,7 @@ def adopt(context: Context) -> list[Image]:
     Raises:
         Conflict: the catalogue is another store's.
     """
+    context.require_all("adopt a store")
     with context.operation():
         found = context.repository.adopt()
         known = context.catalog.indexes_in_use()

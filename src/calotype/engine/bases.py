@@ -87,7 +87,7 @@ def serve(context: Context, partial: Partial) -> None:
     """Start the server of a partial base unless it lives, and lead its VMs to it."""
     if not partial.serve(context.home):
         return
-    for disk in context.catalog.list_disks():
+    for disk in context.system.every_disk():
         if disk.index == partial.index and disk.vm_id is not None:
             with suppress(
                 CalotypeError

@@ -363,13 +363,13 @@ def memory(image: Image) -> int:
 
 
 def _taken_ports(context: Context) -> list[int]:
-    vms = context.catalog.list_vms()
+    vms = context.system.every_vm()
     return [port for vm in vms for port in (vm.ssh_port, *(port for port, _ in vm.forwards))]
 
 
 def _free_uid(context: Context) -> int:
     """A user that neither a VM nor another clone has: those who run own a directory."""
-    used = {vm.uid for vm in context.catalog.list_vms()}
+    used = {vm.uid for vm in context.system.every_vm()}
     for directory in context.home.vms.glob("*/run"):
         with suppress(FileNotFoundError):
             used.add(directory.stat().st_uid)

@@ -18,7 +18,7 @@ from calotype.engine.bootreport import BootReport, CloneReport, compare
 from calotype.engine.context import Context
 from calotype.engine.evidence import find_evidence, write_evidence
 from calotype.errors import InvalidInput
-from calotype.model import Architecture, Image, OsState, OsType, Stage
+from calotype.model import Architecture, Image, OsState, OsType, Role, Stage
 from calotype.run import run
 
 _MAX_CLONES = 8
@@ -52,7 +52,7 @@ def boot_test(
         NotFound: there is no such image.
         ReportRefused: the image's evidence report was changed by somebody.
     """
-    image = references.find(context, image_name)
+    image = context.catalog.image(references.find(context, image_name).id, Role.CONTRIBUTOR)
     _check(image, clones, timeout)
     known = find_evidence(context, image)
     begun, started_at = time.monotonic(), datetime.now(UTC)

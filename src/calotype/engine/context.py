@@ -14,7 +14,7 @@ from calotype.engine.operation import Kind, Operation
 from calotype.engine.partial import Partial
 from calotype.errors import CalotypeError, Conflict, NotFound, TimedOut
 from calotype.machine import Driver
-from calotype.model import Caller, Scope, VirtualMachine
+from calotype.model import Caller, Role, Scope, VirtualMachine
 from calotype.progress import SILENT, Progress
 
 if TYPE_CHECKING:  # each is loaded when it is first needed: most commands need one of them
@@ -50,6 +50,14 @@ class Context:
     def system(self) -> "Catalog":
         """The catalogue for housekeeping, which sees everything."""
         return self.catalog.of(Caller())
+
+    def require_all(self, what: str) -> None:
+        """Refuse what concerns the whole installation to everybody but its owner; ``what`` is the act.
+
+        Raises:
+            Forbidden: the caller works with roles.
+        """
+        self.catalog.access.require_all(what)
 
     @property
     def region(self) -> str:
@@ -117,11 +125,14 @@ class Context:
     def vm_lock(self, name: str) -> Iterator[VirtualMachine]:
         """Hold a VM, as it is then, against every command that changes or captures it.
 
+        It is the door to a VM's process and disks, and so needs the role of a Contributor.
+
         Raises:
             NotFound: there is none, or it was deleted meanwhile.
+            Forbidden: the caller may not change it.
             Conflict: another command holds it for long.
         """
-        vm = self.catalog.vm(name)
+        vm = self.catalog.vm(name, Role.CONTRIBUTOR)
         with ExitStack() as stack:
             try:
                 stack.enter_context(self.lock(f"vm-{vm.id}", patience=_PATIENCE))
@@ -189,4 +200,4 @@ class Context:
 
     def indexes_of_disks(self) -> set[str]:
         """The Indexes whose bases disks of VMs are stacked on."""
-        return {disk.index for disk in self.system.list_disks() if disk.index is not None}
+        return {disk.index for disk in self.system.every_disk() if disk.index is not None}

@@ -112,7 +112,9 @@ def write_evidence(
             proof,
             known,
             at=datetime.now(UTC),
-            producer=form.Producer(actor=current_actor(), version=__version__),
+            producer=form.Producer(
+                actor=current_actor(context.caller.principal), version=__version__
+            ),
             generalized=generalized,
             boot=_keep(boot, directory) if boot else None,
             certification=certification,

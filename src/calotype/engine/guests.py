@@ -11,7 +11,7 @@ from calotype.engine.context import Context
 from calotype.engine.machines import power, running
 from calotype.errors import InvalidInput, NotAllowed, TimedOut
 from calotype.machine import Agent, ssh
-from calotype.model import PowerState
+from calotype.model import PowerState, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,11 @@ def wait(
 def log(
     context: Context, name: str, *, tail: int | None = None, follow: bool = False
 ) -> Iterator[bytes]:
-    """The serial log in blocks; with ``follow`` until the VM stops."""
-    vm = context.catalog.vm(name)
+    """The serial log in blocks; with ``follow`` until the VM stops.
+
+    It is the guest's own, and may hold its secrets: a Reader does not see it.
+    """
+    vm = context.catalog.vm(name, Role.CONTRIBUTOR)
     directory = context.vm_path(vm.id)
     text = context.driver.serial_log(directory)
     shown = len(text)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from calotype.engine.context import Context
 from calotype.errors import Conflict
-from calotype.model import Image
+from calotype.model import Image, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def delete(context: Context, name: str, *, force: bool = False) -> Deletion:
         Conflict: VMs were made from it, and ``force`` is not set.
     """
     with context.operation():
-        image = context.catalog.image(name)
+        image = context.catalog.image(name, Role.CONTRIBUTOR)
         vms = context.catalog.vms_of_image(image.id)
         if vms and not force:
             raise Conflict(

@@ -146,7 +146,7 @@ class Keeper:
         from calotype.engine.bases import disk_specification  # noqa: PLC0415 (see above)
 
         done = True
-        for disk in self.context.catalog.list_disks():
+        for disk in self.context.system.every_disk():
             if disk.index != self._index or disk.vm_id is None:
                 continue
             try:

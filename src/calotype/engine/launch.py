@@ -218,7 +218,7 @@ def _plan(context: Context, request: VmRequest, image: Image) -> VirtualMachine:
 
 def _placed(context: Context, vm: VirtualMachine, request: VmRequest) -> VirtualMachine:
     """The VM with ports and a uid that no other has."""
-    others = context.catalog.list_vms()
+    others = context.system.every_vm()
     used = {other.ssh_port for other in others}
     used |= {port for other in others for port, _ in other.forwards}
     ssh_port = _free_port(used)
@@ -233,7 +233,7 @@ def _placed(context: Context, vm: VirtualMachine, request: VmRequest) -> Virtual
 def _beside_its_source(context: Context, image: Image) -> tuple[str, ...]:
     """A note when the VM that a specialized image was taken from is still there: both are one machine."""
     source = image.provenance.vm_id
-    if source not in {vm.id for vm in context.catalog.list_vms()}:
+    if source not in {vm.id for vm in context.system.every_vm()}:
         return ()
     note = f"it is the same machine as VM '{image.provenance.source}', which is still there"
     return (f"{note}: do not let both serve at once",)

@@ -12,7 +12,7 @@ from calotype.engine.context import Context
 from calotype.errors import Conflict, InvalidInput, NotAllowed, NotFound
 from calotype.machine import MachineSpec
 from calotype.machine.spec import MAX_LUN
-from calotype.model import MIB, Caching, ManagedDisk, PowerState, VirtualMachine
+from calotype.model import MIB, Caching, ManagedDisk, PowerState, Role, VirtualMachine
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ def show(context: Context, name: str) -> VmView:
 
 
 def list_all(context: Context) -> list[VmView]:
-    """All VMs with their power states."""
+    """The VMs in the caller's group, with their power states."""
     return [VmView(vm, power(context, vm)) for vm in context.catalog.list_vms()]
 
 
@@ -47,13 +47,20 @@ def running(context: Context, name: str) -> Path:
 
     Raises:
         NotAllowed: it does not run.
+        Forbidden: the caller may not change it, and so not talk to it.
     """
-    view = show(context, name)
+    view = _changeable(context, name)
     if view.power not in (PowerState.RUNNING, PowerState.PAUSED):
         raise NotAllowed(
             f"VM '{view.vm.name}' is {view.power}", hint=f"calotype vm start {view.vm.name}"
         )
     return context.vm_path(view.vm.id)
+
+
+def _changeable(context: Context, name: str) -> VmView:
+    """As :func:`show`, for those who may change the VM."""
+    vm = context.catalog.vm(name, Role.CONTRIBUTOR)
+    return VmView(vm, power(context, vm))
 
 
 def specification(
@@ -120,7 +127,7 @@ def stop(context: Context, name: str, *, force: bool = False, timeout: float = 1
     Raises:
         TimedOut: the guest did not shut down within ``timeout`` seconds.
     """
-    view = show(context, name)
+    view = _changeable(context, name)
     directory = context.vm_path(view.vm.id)
     if view.power not in (PowerState.RUNNING, PowerState.PAUSED):
         return
@@ -132,7 +139,7 @@ def stop(context: Context, name: str, *, force: bool = False, timeout: float = 1
 
 def restart(context: Context, name: str, *, force: bool = False, timeout: float = 120.0) -> None:
     """Reboot a running VM (``force``: pull the plug and start); start a stopped one."""
-    view = show(context, name)
+    view = _changeable(context, name)
     directory = context.vm_path(view.vm.id)
     if view.power is PowerState.RUNNING and not force:
         context.driver.restart(directory, timeout=timeout)
@@ -193,7 +200,7 @@ def create_disk(
 
 def delete_disk(context: Context, name: str) -> None:
     """Delete a managed disk that no VM uses."""
-    disk = context.catalog.disk(name)
+    disk = context.catalog.disk(name, Role.CONTRIBUTOR)
     with context.operation() as operation:
         operation.claim("disk", disk.file)
         context.catalog.delete_disk(disk.id)
@@ -211,7 +218,7 @@ def attach(
     if lun is not None and not 0 <= lun <= MAX_LUN:
         raise InvalidInput(f"{lun} is not a LUN", hint=f"0 to {MAX_LUN}")
     with context.vm_lock(vm_name) as vm, context.operation() as operation:
-        disk = context.catalog.disk(disk_name)
+        disk = context.catalog.disk(disk_name, Role.CONTRIBUTOR)
         if lun is None:
             lun = free_lun({d.lun for d in vm.data_disks})
         context.catalog.attach_disk(disk.id, vm.id, lun)

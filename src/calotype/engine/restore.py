@@ -122,7 +122,7 @@ def restore(
                 f"VM '{vm.name}' runs",
                 hint=f"calotype vm stop {vm.name}; or pull the plug with --force-stop",
             )
-        before = {disk.id: disk for disk in context.catalog.list_disks()}
+        before = {disk.id: disk for disk in context.system.every_disk()}
         _refuse_others(vm, point, before)
         for disk in point.disks:
             bases.ensure(context, disk.index, operation.directory)

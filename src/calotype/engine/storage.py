@@ -1,4 +1,7 @@
-"""The store, in the words of images: what it holds, whether it is whole, and what keeps it so."""
+"""The store, in the words of images: what it holds, whether it is whole, and what keeps it so.
+
+It is one for all subscriptions, and so for the installation's owner alone.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -95,6 +98,7 @@ class StoreCopy:
 
 def stats(context: Context) -> StoreUsage:
     """Count what images hold and share; deletion does not free what VMs, snapshots or restore points need."""
+    context.require_all("look into the store")
     images = context.system.every_image()
     named = [disk.index for image in images for disk in image.disks]
     system = context.system
@@ -140,6 +144,7 @@ def check(
     ``sample`` (a share) and ``limit`` (seconds) read only a part: what was not read for longest. A full
     check that was interrupted goes on where it was.
     """
+    context.require_all("check the store")
     whole = sample is None and limit is None
     report = context.repository.check(
         read_data=read_data,
@@ -174,6 +179,7 @@ def prune(
     Raises:
         Conflict: another prune is at work, or an Index is not whole.
     """
+    context.require_all("prune the store")
     if not dry_run:  # a deletion left what other commands at work might have needed
         context.drop_unused(context.repository.indexes())
     return context.repository.prune(
@@ -192,6 +198,7 @@ def repair(context: Context, source: str | None = None) -> StoreRepair:
         Conflict: a prune is at work.
         NotFound: there is no repository at ``source``.
     """
+    context.require_all("repair the store")
     with ExitStack() as stack:
         report = context.repository.check(memory=_memory(context), progress=context.progress)
         other = stack.enter_context(other_store(context, source)) if source else None
@@ -211,6 +218,7 @@ def copy(context: Context, target: str, names: Sequence[str] = ()) -> StoreCopy:
         NotFound: there is no such image.
         Conflict: the target is this store.
     """
+    context.require_all("copy the store")
     catalog = context.catalog
     images = [catalog.image(name) for name in names] if names else catalog.every_image()
     wanted = {image.name: {disk.index for disk in image.disks} for image in images}

@@ -11,7 +11,7 @@ from calotype.engine.statement import Rule
 from calotype.guest import Proof
 from calotype.guest.data_disk import DataProof, prove_data_disk
 from calotype.guest.gate import Answer, Ruling, certify
-from calotype.model import Image, ImageDisk
+from calotype.model import Image, ImageDisk, Role
 
 _AUTHORITY = "Azure's VHD gate and Marketplace certification"
 _PASSED = {Answer.OK: True, Answer.BAD: False, Answer.UNKNOWN: None}
@@ -45,9 +45,10 @@ def verify_image(context: Context, name: str) -> Verified:
 
     Raises:
         NotFound: there is no such image.
+        Forbidden: the caller may not change it.
         StoreDamaged: a disk of it cannot be read.
     """
-    image = references.find(context, name)
+    image = context.catalog.image(references.find(context, name).id, Role.CONTRIBUTOR)
     luns = [disk.lun for disk in image.data_disks if disk.lun is not None]
     with (
         context.progress.phase("looking into the disks", None),
