@@ -32,6 +32,7 @@ from calotype.catalog.galleries import Galleries
 from calotype.catalog.images import drop_image, image_disk_rows_of, put_image
 from calotype.catalog.ledger import SqlLedger
 from calotype.catalog.lineage import Lineage
+from calotype.catalog.marketplace import Marketplace
 from calotype.catalog.replicas import Replicas
 from calotype.catalog.restore_points import RestorePoints
 from calotype.catalog.snapshots import Snapshots
@@ -75,6 +76,7 @@ _PARTS = (
     "galleries",
     "ledger",
     "lineage",
+    "marketplace",
     "replicas",
     "restore_points",
     "snapshots",
@@ -470,6 +472,11 @@ class Catalog:
     def lineage(self) -> Lineage:
         """What descends from what, and was revoked."""
         return Lineage(self._read, self.access)
+
+    @cached_property
+    def marketplace(self) -> Marketplace:
+        """Catalogues of offers, accepted terms, entitlements."""
+        return Marketplace(self._read, self._write, self.access)
 
     @cached_property
     def snapshots(self) -> Snapshots:

@@ -1,0 +1,240 @@
+"""Catalogues of offers beside the one that ships, accepted terms, and entitlements.
+
+Catalogues and entitlements are the installation's owner's to give; terms are accepted by whoever may make
+resources anywhere in the subscription that they bind.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select
+
+from calotype.catalog import rows
+from calotype.catalog.access import Access
+from calotype.catalog.audit import Act, append
+from calotype.catalog.tables import entitlements, images, market_catalogs, subscriptions, terms
+from calotype.errors import Conflict, Forbidden, NotFound
+from calotype.model import (
+    INSTALLATION,
+    Acceptance,
+    Entitlement,
+    MarketCatalog,
+    PurchasePlan,
+    Role,
+    Shelf,
+)
+
+Transaction = Callable[[], AbstractContextManager[Connection]]
+
+
+class Marketplace:
+    """What the installation knows of offers; each method is one transaction."""
+
+    def __init__(self, read: Transaction, write: Transaction, access: Access) -> None:
+        """Use the database whose transactions ``read`` and ``write`` begin."""
+        self._read = read
+        self._write = write
+        self.access = access
+
+    # -- catalogues
+
+    def catalogs(self) -> list[MarketCatalog]:
+        """The catalogues that were added, in the order in which they were."""
+        query = select(market_catalogs).order_by(market_catalogs.c.added_at, market_catalogs.c.name)
+        with self._read() as db:
+            return [_to_catalog(dict(row)) for row in db.execute(query).mappings()]
+
+    def add_catalog(self, catalog: MarketCatalog, act: Act) -> None:
+        """Take a catalogue in.
+
+        Raises:
+            Conflict: the name is taken.
+            Forbidden: the caller is not the installation's owner.
+        """
+        self.access.require_all("add a catalogue of offers")
+        row = {
+            "name": catalog.name,
+            "location": catalog.location,
+            "kind": catalog.kind,
+            "publisher": catalog.publisher,
+            "keyring": catalog.keyring,
+            "allow_addresses": list(catalog.allow_addresses),
+            "added_at": catalog.added_at,
+        }
+        named = market_catalogs.c.name == catalog.name
+        with self._write() as db:
+            if db.scalar(select(market_catalogs.c.name).where(named)) is not None:
+                raise Conflict(
+                    f"there is a catalogue '{catalog.name}' already",
+                    hint=f"calotype marketplace catalog remove {catalog.name}, or choose another name",
+                )
+            db.execute(insert(market_catalogs), row)
+            append(db, act)
+
+    def remove_catalog(self, name: str, act: Act) -> None:
+        """Forget a catalogue; what was pulled from it stays.
+
+        Raises:
+            NotFound: there is none.
+            Forbidden: the caller is not the installation's owner.
+        """
+        self.access.require_all("remove a catalogue of offers")
+        with self._write() as db:
+            gone = db.execute(delete(market_catalogs).where(market_catalogs.c.name == name))
+            if not gone.rowcount:
+                raise NotFound(
+                    f"there is no catalogue '{name}' that was added",
+                    hint="calotype marketplace catalog list shows them",
+                )
+            append(db, act)
+
+    # -- what was pulled
+
+    def pulled(self, prefix: str) -> list[str]:
+        """The names of the images pulled from the marketplace that begin so."""
+        query = select(images.c.name).where(
+            images.c.shelf == Shelf.MARKETPLACE.value,
+            images.c.subscription == INSTALLATION,
+            images.c.resource_group == Shelf.MARKETPLACE.value,
+            images.c.name.startswith(prefix, autoescape=True),
+        )
+        with self._read() as db:
+            return list(db.scalars(query.order_by(images.c.name)))
+
+    # -- terms
+
+    def acceptance(self, plan: PurchasePlan) -> Acceptance | None:
+        """What the caller's subscription accepted of a plan."""
+        with self._read() as db:
+            row = db.execute(select(terms).where(*self._mine(plan))).mappings().first()
+        if row is None:
+            return None
+        values = {key: row[key] for key in ("subscription", "digest", "text", "principal")}
+        return Acceptance(**values, plan=plan, accepted_at=row["accepted_at"])
+
+    def accept(self, acceptance: Acceptance, act: Act) -> None:
+        """Write down that terms were accepted for the caller's subscription, instead of any before.
+
+        Raises:
+            Forbidden: the caller may not make resources in all of it.
+        """
+        row = {
+            "subscription": acceptance.subscription,
+            **_plan_row(acceptance.plan),
+            "digest": acceptance.digest,
+            "text": acceptance.text,
+            "principal": acceptance.principal,
+            "accepted_at": acceptance.accepted_at,
+        }
+        with self._write() as db:
+            self._require(db, "accept terms")
+            db.execute(delete(terms).where(*self._mine(acceptance.plan)))
+            db.execute(insert(terms), row)
+            append(db, act)
+
+    def cancel(self, plan: PurchasePlan, act: Act) -> None:
+        """Take an acceptance back; VMs that there are go on.
+
+        Raises:
+            NotFound: the terms were not accepted.
+            Forbidden: the caller may not make resources in all of the subscription.
+        """
+        with self._write() as db:
+            self._require(db, "take back terms")
+            if not db.execute(delete(terms).where(*self._mine(plan))).rowcount:
+                raise NotFound(
+                    f"this subscription has not accepted the terms of plan '{plan.name}' of "
+                    f"{plan.publisher}:{plan.product}"
+                )
+            append(db, act)
+
+    # -- entitlements
+
+    def entitlement(self, name: str) -> Entitlement | None:
+        """The caller's subscription's entitlement of that name, expired or not."""
+        mine = entitlements.c.subscription == self.access.caller.scope.subscription
+        query = select(entitlements).where(mine, entitlements.c.name == name)
+        with self._read() as db:
+            row = db.execute(query).mappings().first()
+        return None if row is None else Entitlement(**dict(row))
+
+    def entitlements(self, subscription: str | None = None) -> list[Entitlement]:
+        """All entitlements, or one subscription's; others see those of their own subscription alone."""
+        query = select(entitlements).order_by(entitlements.c.subscription, entitlements.c.name)
+        if not self.access.unlimited:
+            subscription = self.access.caller.scope.subscription
+        if subscription is not None:
+            query = query.where(entitlements.c.subscription == subscription)
+        with self._read() as db:
+            if subscription is not None and not self.access.belongs(db, subscription):
+                return []
+            return [Entitlement(**dict(row)) for row in db.execute(query).mappings()]
+
+    def grant(self, entitlement: Entitlement, act: Act) -> None:
+        """Entitle a subscription, instead of what it was granted before under that name.
+
+        Raises:
+            NotFound: there is no such subscription.
+            Forbidden: the caller is not the installation's owner.
+        """
+        self.access.require_all("grant entitlements")
+        row = {name: getattr(entitlement, name) for name in entitlements.c.keys()}  # noqa: SIM118 (a column set)
+        with self._write() as db:
+            known = subscriptions.c.id == entitlement.subscription
+            if db.scalar(select(subscriptions.c.id).where(known)) is None:
+                raise NotFound(
+                    f"there is no subscription '{entitlement.subscription}'",
+                    hint="calotype subscription list shows them",
+                )
+            db.execute(
+                delete(entitlements).where(*_held(entitlement.subscription, entitlement.name))
+            )
+            db.execute(insert(entitlements), row)
+            append(db, act)
+
+    def revoke(self, subscription: str, name: str, act: Act) -> None:
+        """Take an entitlement back; VMs that there are go on.
+
+        Raises:
+            NotFound: the subscription has no such entitlement.
+            Forbidden: the caller is not the installation's owner.
+        """
+        self.access.require_all("revoke entitlements")
+        with self._write() as db:
+            if not db.execute(delete(entitlements).where(*_held(subscription, name))).rowcount:
+                raise NotFound(
+                    f"the subscription has no entitlement '{name}'",
+                    hint="calotype subscription entitlement list shows them",
+                )
+            append(db, act)
+
+    # -- inside a transaction
+
+    def _mine(self, plan: PurchasePlan) -> list[Any]:
+        """The condition of being the acceptance of a plan for the caller's subscription."""
+        mine = {"subscription": self.access.caller.scope.subscription, **_plan_row(plan)}
+        return [terms.c[name] == value for name, value in mine.items()]
+
+    def _require(self, db: Connection, what: str) -> None:
+        """Refuse whoever has a role in a part of the subscription only: terms bind all of it."""
+        caller = self.access.caller
+        whole = {"subscription": caller.scope.subscription, "resource_group": None}
+        if not self.access.has(db, Role.CONTRIBUTOR, whole):
+            raise Forbidden(
+                f"'{caller.principal}' may not {what}: they bind the whole subscription",
+                hint=f"an owner of it can: calotype role assign {caller.principal} Contributor "
+                f"--subscription {caller.scope.subscription}",
+            )
+
+
+def _plan_row(plan: PurchasePlan) -> Mapping[str, str]:
+    return {"publisher": plan.publisher, "product": plan.product, "name": plan.name}
+
+
+def _held(subscription: str, name: str) -> tuple[Any, ...]:
+    return entitlements.c.subscription == subscription, entitlements.c.name == name
+
+
+def _to_catalog(row: rows.Row) -> MarketCatalog:
+    return MarketCatalog(**{**row, "allow_addresses": tuple(row["allow_addresses"])})
