@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, exists, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, Table, delete, exists, func, insert, select, tuple_, update
 
-from calotype.catalog import rows
+from calotype.catalog import quotas, rows
 from calotype.catalog.access import Access
 from calotype.catalog.audit import Act, append
 from calotype.catalog.tables import definitions, galleries, gallery_subscriptions, versions
@@ -19,6 +19,7 @@ from calotype.model import (
     ImageDefinition,
     OsState,
     OsType,
+    QuotaKind,
     Range,
     Retention,
     Role,
@@ -45,7 +46,8 @@ class Galleries:
 
         Raises:
             Conflict: the name is taken.
-            Forbidden: the caller may not make resources in its group.
+            Forbidden: the caller may not make resources there.
+            QuotaExceeded: the subscription may not have so many.
         """
         row = {
             "id": gallery.id,
@@ -56,7 +58,8 @@ class Galleries:
             **_changeable(gallery),
         }
         with self._write() as db:
-            self.access.require_here(db, Role.CONTRIBUTOR, f"gallery '{gallery.name}'")
+            what = f"gallery '{gallery.name}'"
+            self.access.require_in(db, Role.CONTRIBUTOR, gallery.scope, what)
             mine = galleries.c.subscription == gallery.scope.subscription
             same = select(galleries.c.resource_group).where(mine, galleries.c.name == gallery.name)
             if (group := db.scalar(same)) is not None:
@@ -64,6 +67,7 @@ class Galleries:
                     f"there is a gallery '{gallery.name}' in resource group '{group}' already",
                     hint="choose another name: they are unique in a subscription, whatever their case",
                 )
+            quotas.charge(db, gallery.scope.subscription, {QuotaKind.GALLERIES: 1})
             db.execute(insert(galleries), row)
             append(db, act)
 
@@ -87,7 +91,7 @@ class Galleries:
             where.append(galleries.c.resource_group.collate("NOCASE") == group)
         with self._read() as db:
             row = db.execute(select(galleries).where(*where)).mappings().first()
-            if row is None or not self._readable(db, dict(row)):
+            if row is None or not self.access.may(db, Role.READER, galleries, dict(row)):
                 raise NotFound(
                     f"there is no gallery '{name}' in subscription '{subscription}'",
                     hint="or you may not see it; calotype gallery list --shared shows what others share",
@@ -129,7 +133,7 @@ class Galleries:
                 where = galleries.c.sharing == Sharing.COMMUNITY.value
                 order = (galleries.c.public_name,)
             elif shared:
-                where = self._shared()
+                where = self.access.shared(db)
                 order = (galleries.c.subscription, galleries.c.name)
             else:
                 where = self.access.visible(db, galleries)
@@ -173,6 +177,7 @@ class Galleries:
                     f"gallery '{row['name']}' holds image definitions, such as '{left}'",
                     hint="delete them first",
                 )
+            quotas.give_back(db, row["subscription"], {QuotaKind.GALLERIES: 1})
             db.execute(delete(galleries).where(galleries.c.id == gallery_id))
             append(db, act)
 
@@ -256,9 +261,9 @@ class Galleries:
             row = self.row(db, definition.gallery_id)
             self.access.require(db, Role.CONTRIBUTOR, row, f"gallery '{row['name']}'")
             values = _definition_row(definition)
-            db.execute(
-                update(definitions).where(definitions.c.id == definition.id).values(**values)
-            )
+            mine = definitions.c.gallery_id == row["id"]
+            here = update(definitions).where(definitions.c.id == definition.id, mine)
+            db.execute(here.values(**values))
             append(db, act)
 
     def delete_definition(self, definition_id: str, act: Act) -> None:
@@ -288,36 +293,7 @@ class Galleries:
         Raises:
             NotFound: there is none, or the caller may not read it.
         """
-        by_id = select(galleries).where(galleries.c.id == name_or_id)
-        here = (galleries.c.name == name_or_id, *_in(galleries, self.access.caller.scope))
-        found = (
-            db.execute(by_id).mappings().first()
-            or db.execute(select(galleries).where(*here)).mappings().first()
-        )
-        if found is None or not self._readable(db, dict(found)):
-            raise NotFound(
-                f"there is no gallery '{name_or_id}'", hint="calotype gallery list shows them"
-            )
-        return dict(found)
-
-    def _readable(self, db: Connection, row: Mapping[str, Any]) -> bool:
-        """Whether the caller has a role there, or the gallery is shared with its subscription."""
-        if self.access.has(db, Role.READER, dict(row)):
-            return True
-        if row["sharing"] == Sharing.COMMUNITY.value:
-            return True
-        query = select(galleries.c.id).where(galleries.c.id == row["id"], self._shared())
-        return db.scalar(query) is not None
-
-    def _shared(self) -> Any:
-        """The condition of being shared with the caller's subscription, and not its own."""
-        mine = self.access.caller.scope.subscription
-        named = exists().where(
-            gallery_subscriptions.c.gallery_id == galleries.c.id,
-            gallery_subscriptions.c.subscription == mine,
-        )
-        groups = galleries.c.sharing == Sharing.GROUPS.value
-        return groups & or_(named, galleries.c.everyone) & (galleries.c.subscription != mine)
+        return self.access.find(db, "gallery", name_or_id)
 
 
 def to_gallery(db: Connection, row: Mapping[str, Any]) -> Gallery:
