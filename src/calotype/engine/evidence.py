@@ -79,6 +79,7 @@ def write_evidence(
     certification: Iterable[form.Rule] | None = None,
     forced: str | None = None,
     quick: bool = False,
+    source: Image | None = None,
 ) -> Path:
     """Sign and keep what was seen of an image; the path of the report.
 
@@ -94,18 +95,22 @@ def write_evidence(
         certification: what gates elsewhere would say.
         forced: what the evidence spoke against, and was ordered all the same.
         quick: leave SHA-256, which must see every zero of the disks, to the next report.
+        source: an image with the same disks, whose report is continued instead of the image's own.
 
     Raises:
         InvalidInput: there is no proof, neither given nor in an earlier report.
         ReportRefused: there is no new proof, and the last report was changed by somebody.
     """
     with context.lock(f"evidence-{image.id}"):
-        last = _last(context, image, replace=proof is not None)
+        last = _last(context, source or image, replace=proof is not None)
         directory = context.home.evidence / image.id
         context.home.prepare()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         fsync_directory(directory.parent)
         fsync_directory(context.home.root)
+        if last is not None and source is not None:
+            for file in last.evidence.files:
+                write_private(directory / file.name, (last.path.parent / file.name).read_bytes())
         known = last.evidence if last else None
         evidence = describe(
             image,

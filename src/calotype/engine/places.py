@@ -1,13 +1,27 @@
 """Where a new image is to stand: by itself, or as a version in a gallery."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Protocol
 
 from calotype.catalog import Act
 from calotype.engine import names
 from calotype.engine.context import Context
-from calotype.errors import Conflict
-from calotype.model import Image, Shelf
+from calotype.errors import Conflict, InvalidInput
+from calotype.model import (
+    Image,
+    ImageDefinition,
+    ImageDisk,
+    ImageVersion,
+    OsState,
+    OsType,
+    Shelf,
+    Version,
+)
+
+#: The highest LUN of a data disk.
+MAX_LUN = 63
 
 
 class Place(Protocol):
@@ -52,3 +66,130 @@ class Managed:
         placed = replace(image, name=self.name, scope=context.scope, shelf=Shelf.MANAGED)
         context.catalog.add_image(placed, act=act)
         return placed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InGallery:
+    """As a version of an image definition: :func:`calotype.engine.versions.place` finds it by its reference.
+
+    What is put there has what the definition says, or is refused. It is promoted if the image is.
+    """
+
+    definition: ImageDefinition
+    version: Version
+    exclude_from_latest: bool = False
+    end_of_life: datetime | None = None
+    block_deletion_before_end_of_life: bool = False
+    excluded_regions: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """``GALLERY/DEFINITION/VERSION``."""
+        return f"{self.owner}/{self.version}"
+
+    @property
+    def owner(self) -> str:
+        """``GALLERY/DEFINITION``."""
+        return f"{self.definition.gallery}/{self.definition.name}"
+
+    def check(self, context: Context) -> None:
+        """Refuse a number that is taken, and what contradicts itself."""
+        if self.block_deletion_before_end_of_life and self.end_of_life is None:
+            raise InvalidInput(
+                "deletion cannot be blocked until the end of life: none is said",
+                hint="say --end-of-life-date too",
+            )
+        context.catalog.versions.require_free(self.definition.id, self.version)
+
+    def require_fit(self, image: Image) -> None:
+        """Refuse an image that is not what the definition says.
+
+        Raises:
+            InvalidInput: another system, state, firmware, processor or plan; two data disks with one LUN.
+        """
+        wanted = self.definition
+        differences = (
+            ("OS type", wanted.os_type, image.os_type, "--os-type"),
+            ("generation", wanted.generation, image.generation, "--hyper-v-generation"),
+            ("architecture", wanted.architecture, image.architecture, "--architecture"),
+        )
+        for what, said, is_, option in differences:
+            if said is not is_:
+                raise InvalidInput(
+                    f"the {what} of image definition '{self.owner}' is {said}, and '{image.name}' is {is_}",
+                    hint=f"make a definition for it: calotype gallery image-definition create "
+                    f"{wanted.gallery}/NAME {option} {is_} …",
+                )
+        if wanted.os_state is not image.os_state:
+            raise InvalidInput(
+                f"the OS state of image definition '{self.owner}' is {wanted.os_state}, and '{image.name}' "
+                f"is {image.os_state}",
+                hint=self._cure(image),
+            )
+        if wanted.plan is not None and image.plan not in (None, wanted.plan):
+            raise InvalidInput(
+                f"the plan of image definition '{self.owner}' differs from that of '{image.name}'",
+                hint="a plan goes with an image wherever it goes: make a definition without a plan, and its "
+                "versions have the image's",
+            )
+        require_luns(image.data_disks)
+
+    def put(self, context: Context, image: Image, act: Act | None) -> Image:
+        """Make the version exist."""
+        self.require_fit(image)
+        placed = replace(
+            image,
+            name=self.name,
+            scope=self.definition.scope,
+            shelf=Shelf.GALLERY,
+            plan=image.plan or self.definition.plan,
+        )
+        version = ImageVersion(
+            definition_id=self.definition.id,
+            reference=self.name,
+            version=self.version,
+            image=placed,
+            exclude_from_latest=self.exclude_from_latest,
+            end_of_life=self.end_of_life,
+            block_deletion_before_end_of_life=self.block_deletion_before_end_of_life,
+            excluded_regions=self.excluded_regions,
+        )
+        detail = {
+            "image": placed.id,
+            "from": f"{placed.provenance.kind} {placed.provenance.source}",
+            "stage": placed.stage.value,
+        }
+        created = Act("version.create", f"image version {self.name}", detail)
+        context.catalog.versions.add(version, *([act] if act else []), created)
+        return placed
+
+    def _cure(self, image: Image) -> str:
+        """How to come by an image in the state that the definition wants."""
+        if self.definition.os_state is OsState.SPECIALIZED:
+            return (
+                f"make a definition for it: calotype gallery image-definition create "
+                f"{self.definition.gallery}/NAME --os-state Generalized …"
+            )
+        if image.os_type is OsType.WINDOWS:
+            return (
+                "let Sysprep run in a VM of it: calotype vm generalize VM, then image-version create "
+                "--vm VM"
+            )
+        return (
+            f"generalize a copy: calotype generalize {image.name} --image NAME, then image-version create "
+            "--image NAME; of a VM: image-version create --vm VM --generalize"
+        )
+
+
+def require_luns(data_disks: Sequence[ImageDisk]) -> None:
+    """Refuse two data disks with one LUN, and LUNs that there are not.
+
+    Raises:
+        InvalidInput: so it is.
+    """
+    luns = [disk.lun for disk in data_disks]
+    for lun in luns:
+        if lun is None or not 0 <= lun <= MAX_LUN:
+            raise InvalidInput(f"{lun} is not a LUN", hint=f"0 to {MAX_LUN}")
+        if luns.count(lun) > 1:
+            raise InvalidInput(f"two data disks have LUN {lun}", hint="give each a LUN of its own")

@@ -7,26 +7,119 @@
 - ``community/PUBLIC_NAME/DEFINITION[/VERSION]`` and ``/CommunityGalleries/P/Images/D[/Versions/V]``;
 - ``PUBLISHER:OFFER:SKU[:VERSION]`` or an alias: the marketplace.
 
-Without a version, or with ``latest``, it is the latest one.
+Without a version, or with ``latest``, it is the latest one. The case of letters matters only in the name of
+an image of its own.
 """
 
+import re
+from dataclasses import replace
+from typing import NamedTuple
+
 from calotype.engine.context import Context
-from calotype.errors import InvalidInput
-from calotype.model import Image, Version
+from calotype.errors import InvalidInput, NotFound
+from calotype.model import Gallery, Image, ImageDefinition, ImageVersion, Scope, Shelf, Version
+from calotype.units import one_line
 
 _LATEST = "latest"
+#: The first part of references to the community's galleries; no gallery is called so.
+COMMUNITY = "community"
+#: As many characters as a reference has at most.
+_LONGEST = 1024
+
+_ANY = "([^/]+)"
+_DEFINITION = f"/images/{_ANY}(?:/versions/{_ANY})?/?"
+_GROUP = f"/subscriptions/{_ANY}/resourceGroups/{_ANY}/providers/Microsoft\\.Compute"
+_FLAGS = re.IGNORECASE | re.ASCII
+_IMAGE_ID = re.compile(f"{_GROUP}/images/{_ANY}/?", _FLAGS)
+_GALLERY_ID = re.compile(f"{_GROUP}/galleries/{_ANY}{_DEFINITION}", _FLAGS)
+_SHARED_ID = re.compile(f"/SharedGalleries/{_ANY}{_DEFINITION}", _FLAGS)
+_COMMUNITY_ID = re.compile(f"/CommunityGalleries/{_ANY}{_DEFINITION}", _FLAGS)
+#: A subscription's id and the gallery's name.
+_UNIQUE = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-(.+)", _FLAGS)
+
+
+class _InCommunity(NamedTuple):
+    gallery: str  # its public name
+    definition: str
+    version: str | None
 
 
 def find(context: Context, text: str) -> Image:
-    """The image that ``text`` means.
+    """The image that ``text`` means; what is in the marketplace or the community is pulled if it is missing.
 
     Raises:
         NotFound: there is none, or none that is the latest.
         InvalidInput: ``text`` is no reference.
     """
+    _require_reference(text)
+    if (public := _in_community(text)) is not None:
+        from calotype.engine import community  # noqa: PLC0415 (few references lead there)
+
+        return community.find(context, public.gallery, public.definition, version(public.version))
+    if (match := _IMAGE_ID.fullmatch(text)) is not None:
+        return _managed(context, *match.groups())
     if "/" in text:
-        return _in_gallery(context, text)
-    return context.catalog.image(text)
+        return find_version(context, text).image
+    return _named(context, text)
+
+
+def find_version(context: Context, text: str, *, deleted: bool = False) -> ImageVersion:
+    """The image version that ``text`` means: in one of the forms of galleries, or by its id.
+
+    Args:
+        context: the installation.
+        text: the reference; without a number it is the latest one.
+        deleted: one that was deleted and can come back will do.
+
+    Raises:
+        NotFound: there is none, or none that is the latest.
+        InvalidInput: ``text`` is no reference to a version.
+    """
+    _require_reference(text)
+    if "/" not in text:
+        found = context.catalog.versions.of_image(text)
+        return context.catalog.versions.get(found.definition_id, found.version, deleted=deleted)
+    definition, number = _split(context, text)
+    wanted = version(number)
+    if wanted is None:
+        return context.catalog.versions.latest(definition.id, region=context.region)
+    return context.catalog.versions.get(definition.id, wanted, deleted=deleted)
+
+
+def find_definition(context: Context, text: str) -> ImageDefinition:
+    """The image definition that ``GALLERY/DEFINITION``, or its id, means.
+
+    Raises:
+        NotFound: there is none.
+        InvalidInput: ``text`` is no such reference.
+    """
+    _require_reference(text)
+    definition, number = _split(context, text)
+    if number is not None:
+        raise InvalidInput(
+            f"'{text}' names a version",
+            hint=f"leave out the version: {definition.gallery}/{definition.name}",
+        )
+    return definition
+
+
+def find_place(context: Context, text: str) -> tuple[ImageDefinition, Version]:
+    """The definition and the number that ``GALLERY/DEFINITION/VERSION`` means, for a version to come.
+
+    Raises:
+        NotFound: there is no such definition.
+        InvalidInput: ``text`` is no such reference, or says no number.
+    """
+    _require_reference(text)
+    definition, number = _split(context, text)
+    wanted = version(number)
+    if wanted is None:
+        name = f"{definition.gallery}/{definition.name}"
+        raise InvalidInput(
+            f"'{text}' does not say which number the version is to have",
+            hint=f"such as {name}/1.0.0; calotype gallery image-version list {name} shows what there is",
+        )
+    return definition, wanted
 
 
 def version(text: str | None) -> Version | None:
@@ -40,17 +133,87 @@ def version(text: str | None) -> Version | None:
     parsed = Version.parse(text)
     if parsed is None:
         raise InvalidInput(
-            f"'{text}' is not a version",
+            f"'{one_line(text, 64)}' is not a version",
             hint="three numbers below 2147483648, such as 1.10.0, or latest",
         )
     return parsed
 
 
-def _in_gallery(context: Context, text: str) -> Image:
-    gallery, _, rest = text.partition("/")
-    name, _, number = rest.partition("/")
-    definition = context.catalog.galleries.definition(gallery, name)
-    wanted = version(number or None)
-    if wanted is None:
-        return context.catalog.versions.latest(definition.id, region=context.region).image
-    return context.catalog.versions.get(definition.id, wanted).image
+def unique_name(gallery: Gallery) -> str:
+    """What other subscriptions call a gallery that is shared with them: Azure's form."""
+    return f"{gallery.scope.subscription}-{gallery.name.upper()}"
+
+
+def _require_reference(text: str) -> None:
+    if not text or len(text) > _LONGEST or not text.isprintable():
+        raise InvalidInput(
+            f"'{one_line(text, 64)}' is no reference to an image",
+            hint="NAME, GALLERY/DEFINITION[/VERSION], community/GALLERY/DEFINITION[/VERSION], "
+            "PUBLISHER:OFFER:SKU[:VERSION], or an id as Azure writes it",
+        )
+
+
+def _named(context: Context, text: str) -> Image:
+    """An image of the marketplace, or one by its own name or id."""
+    if ":" in text:
+        from calotype.engine import marketplace  # noqa: PLC0415 (few references lead there)
+
+        return marketplace.find(context, text)
+    own = context.catalog.image(text)
+    if own.shelf is Shelf.GALLERY:
+        return find_version(context, own.id).image  # not one that was deleted
+    return own
+
+
+def _managed(context: Context, subscription: str, group: str, name: str) -> Image:
+    """A managed image by Azure's id, with the caller's rights."""
+    scope = Scope(subscription.lower(), group)
+    there = context.catalog.of(replace(context.caller, scope=scope))
+    image = there.find_image(name)
+    if image is None or image.scope != scope or image.shelf is not Shelf.MANAGED:
+        raise NotFound(
+            f"there is no image '{name}' in resource group '{group}' of subscription '{subscription}'",
+            hint="or you may not see it; calotype image list shows those of a group",
+        )
+    return image
+
+
+def _in_community(text: str) -> _InCommunity | None:
+    if (match := _COMMUNITY_ID.fullmatch(text)) is not None:
+        return _InCommunity(*match.groups())
+    first, *rest = text.split("/")
+    if first.lower() != COMMUNITY or not rest:
+        return None
+    if not 2 <= len(rest) <= 3 or not all(rest):
+        raise _no_gallery_form(text)
+    return _InCommunity(rest[0], rest[1], rest[2] if len(rest) == 3 else None)
+
+
+def _split(context: Context, text: str) -> tuple[ImageDefinition, str | None]:
+    """The definition that a reference names, and what it says for a version."""
+    galleries = context.catalog.galleries
+    if (match := _GALLERY_ID.fullmatch(text)) is not None:
+        subscription, group, name, definition, number = match.groups()
+        owner = galleries.at(subscription, name, group)
+        return galleries.definition(owner.id, definition), number
+    if (match := _SHARED_ID.fullmatch(text)) is not None:
+        unique, definition, number = match.groups()
+        if (parts := _UNIQUE.fullmatch(unique)) is None:
+            raise InvalidInput(
+                f"'{unique}' is not the unique name of a gallery",
+                hint="SUBSCRIPTION-NAME; calotype gallery list --shared shows them",
+            )
+        owner = galleries.at(*parts.groups())
+        return galleries.definition(owner.id, definition), number
+    gallery, *rest = text.split("/")
+    if not 1 <= len(rest) <= 2 or not gallery or not all(rest):
+        raise _no_gallery_form(text)
+    return galleries.definition(gallery, rest[0]), rest[1] if len(rest) == 2 else None
+
+
+def _no_gallery_form(text: str) -> InvalidInput:
+    return InvalidInput(
+        f"'{one_line(text, 200)}' is no reference to an image in a gallery",
+        hint="GALLERY/DEFINITION[/VERSION], community/GALLERY/DEFINITION[/VERSION], or an id as Azure "
+        "writes it: /subscriptions/…/galleries/G/images/D/versions/1.0.0",
+    )
