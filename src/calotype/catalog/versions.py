@@ -187,12 +187,12 @@ class Versions:
             change = decide(Standing(before, image_id in good, users))
             if change is None:
                 return before
+            append(db, change.act)
             if change.to is None:
                 drop_image(db, image_id)
-            else:
-                _put(db, before, change.to)
-            append(db, change.act)
-            return change.to
+                return None
+            _put(db, before, change.to)
+            return self._changeable(db, image_id)
 
     def roll_back(
         self,
@@ -489,6 +489,7 @@ def _version(db: Connection, row: RowMapping) -> ImageVersion:
         excluded_regions=tuple(row["excluded_regions"]),
         deleted_at=row["deleted_at"],
         purge_at=row["purge_at"],
+        eligible=row["eligible"],
     )
 
 

@@ -163,6 +163,7 @@ class ImageVersion:
     excluded_regions: tuple[str, ...] = ()
     deleted_at: datetime | None = None  # it can come back until ``purge_at``
     purge_at: datetime | None = None
+    eligible: bool = False  # the catalogue's own word: it may be the latest, while it is not over
 
     @property
     def id(self) -> str:
