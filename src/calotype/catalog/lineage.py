@@ -4,12 +4,12 @@ Rows stay when images go, so a chain holds although images between are deleted. 
 so a search ends whatever the rows say.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import CTE, ColumnElement, Connection, func, select, update
+from sqlalchemy import CTE, ColumnElement, Connection, RowMapping, func, select, update
 
 from calotype.catalog.access import Access
 from calotype.catalog.tables import images, lineage, versions, vms
@@ -24,6 +24,13 @@ class Revocation(NamedTuple):
     name: str
     reason: str
     replacement: str | None  # what to use instead; nobody knows it any more once it was purged
+
+
+class Ancestor(NamedTuple):
+    """An image that another one descends from; it may be gone."""
+
+    id: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,11 @@ class Lineage:
         with self._read() as db:
             return revocation(db, image_id)
 
+    def ancestors(self, image_id: str) -> Sequence[Ancestor]:
+        """What an image descends from, its parent first."""
+        with self._read() as db:
+            return [Ancestor(row["id"], row["name"]) for row in _upwards(db, image_id)][1:]
+
     def descendants(self, image_id: str) -> Descendants:
         """The images, then the VMs, that come from an image and exist, by name."""
         with self._read() as db:
@@ -69,16 +81,22 @@ class Lineage:
 
 def revocation(db: Connection, image_id: str) -> Revocation | None:
     """As :meth:`Lineage.revocation`, in an open transaction."""
+    for row in _upwards(db, image_id):
+        if row["revoked"] is not None:
+            instead = select(versions.c.replacement).where(versions.c.image_id == row["id"])
+            return Revocation(row["id"], row["name"], row["revoked"], db.scalar(instead))
+    return None
+
+
+def _upwards(db: Connection, image_id: str) -> Iterator[RowMapping]:
+    """The rows of an image and of its ancestors, the nearest first."""
     up = select(lineage).where(lineage.c.id == image_id).cte("up", recursive=True)
     above = select(lineage).join(up, lineage.c.id == up.c.parent_id)
     known = {row["id"]: row for row in db.execute(select(up.union(above))).mappings()}
     row = known.pop(image_id, None)
     while row is not None:
-        if row["revoked"] is not None:
-            instead = select(versions.c.replacement).where(versions.c.image_id == row["id"])
-            return Revocation(row["id"], row["name"], row["revoked"], db.scalar(instead))
+        yield row
         row = known.pop(row["parent_id"], None)
-    return None
 
 
 def mark_revoked(db: Connection, image_id: str, reason: str | None) -> list[str]:

@@ -67,7 +67,7 @@ def _create() -> None:
         sa.Column("sharing", sa.String(length=16), nullable=False),
         sa.Column("everyone", sa.Boolean(), nullable=False),
         sa.Column("community", sa.JSON(), nullable=True),
-        sa.Column("public_name", sa.String(length=80), nullable=True),
+        sa.Column("public_name", sa.String(length=80, collation="NOCASE"), nullable=True),
         sa.Column("soft_delete_days", sa.Integer(), nullable=False),
         sa.Column("tags", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.DateTime, nullable=False),

@@ -1,0 +1,292 @@
+"""A gallery shown to everybody, and taken back: what must be said of it, and what must not be in it."""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from calotype.catalog import Act
+from calotype.engine import community, look, purchase
+from calotype.engine.context import Context
+from calotype.engine.evidence import find_evidence, write_evidence
+from calotype.engine.statement import Evidence
+from calotype.errors import Conflict, InvalidInput, NotAllowed, PurchaseRefused, ReportRefused
+from calotype.model import (
+    CommunityInfo,
+    Gallery,
+    ImageDefinition,
+    ImageVersion,
+    OsState,
+    Role,
+    Sharing,
+    Stage,
+    Verdict,
+)
+from calotype.units import one_line
+
+#: Azure's rule; without a hyphen in it, no prefix can look like another gallery's whole name.
+_PREFIX: Final = re.compile(r"[A-Za-z0-9]{5,16}")
+_MAIL: Final = re.compile(r"[^\s@<>]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+_LONGEST: Final = 2048
+_SHOWN: Final = 5  # as many objections, and secrets, as a refusal names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Publication:
+    """What the community is told of a gallery."""
+
+    publisher_uri: str
+    publisher_contact: str
+    eula: str
+    prefix: str  # of the public name
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A gallery that is public now, and what its owner should know of what is in it."""
+
+    gallery: Gallery
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """Why a version is not for everybody; what is ``grave`` nobody can overrule."""
+
+    reference: str
+    reason: str
+    cure: str
+    grave: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.reference} {self.reason}"
+
+
+def publish(
+    context: Context, name: str, publication: Publication, *, force: bool = False
+) -> Published:
+    """Show a gallery to everybody, under a public name that it keeps for ever.
+
+    Args:
+        context: the installation.
+        name: the gallery, by name or id.
+        publication: what the community is told.
+        force: application secrets and traces of one machine in its images are what they are for (recorded).
+
+    Raises:
+        InvalidInput: something that must be said is missing, or is no address.
+        NotAllowed: something in the gallery is not for everybody.
+        NotFound, Forbidden: there is no such gallery, or the caller does not own it.
+    """
+    gallery = context.catalog.galleries.get(name)
+    context.catalog.community.require_owner(gallery.id)
+    info = _info(gallery, publication)
+    warnings: list[str] = []
+    objections: list[Objection] = []
+    for definition, version in _versions(context, gallery):
+        objections += objections_to(context, definition, version)
+        warnings += _warnings(definition, version)
+    _refuse(gallery, objections, force=force)
+    act = Act(
+        "gallery.publish",
+        f"gallery {gallery.name}",
+        {
+            "gallery": gallery.id,
+            "publicName": info.public_name,
+            "publisherUri": info.publisher_uri,
+            "publisherContact": info.publisher_contact,
+            "eula": info.eula,
+            "overruled": [str(objection) for objection in objections],
+        },
+    )
+    with context.lock(f"gallery-{gallery.id}"):  # another command may have changed it meanwhile
+        now = context.catalog.galleries.get(gallery.id)
+        if now.community is not None:  # whose name stays what it was
+            info = replace(info, public_name=now.community.public_name)
+        public = replace(now, sharing=Sharing.COMMUNITY, community=info)
+        context.catalog.galleries.update(public, act, Role.OWNER)
+    overruled = [f"{objection} (overruled, recorded)" for objection in objections]
+    return Published(public, (*overruled, *warnings))
+
+
+def withdraw(context: Context, name: str) -> Gallery:
+    """Show a gallery to nobody but whom it is shared with; its public name stays its own.
+
+    Raises:
+        NotFound, Forbidden: there is no such gallery, or the caller does not own it.
+        Conflict: it is not public.
+    """
+    found = context.catalog.galleries.get(name)
+    context.catalog.community.require_owner(found.id)
+    with context.lock(f"gallery-{found.id}"):
+        gallery = context.catalog.galleries.get(found.id)
+        if gallery.sharing is not Sharing.COMMUNITY:
+            raise Conflict(
+                f"gallery '{gallery.name}' is not public",
+                hint=f"calotype gallery show {gallery.name} says whom it is shared with",
+            )
+        shared = gallery.everyone or gallery.subscriptions
+        taken = replace(gallery, sharing=Sharing.GROUPS if shared else Sharing.PRIVATE)
+        act = Act(
+            "gallery.withdraw",
+            f"gallery {gallery.name}",
+            {"gallery": gallery.id, "publicName": community.public_name(gallery)},
+        )
+        context.catalog.galleries.update(taken, act, Role.OWNER)
+    return taken
+
+
+def require_fit(
+    context: Context, definition: ImageDefinition, version: ImageVersion, *, force: bool = False
+) -> None:
+    """Refuse a version that everybody would get, because its gallery is public, and that is not for them.
+
+    Raises:
+        NotAllowed: it is not for everybody.
+    """
+    gallery = context.system.galleries.get(definition.gallery_id)
+    if gallery.sharing is Sharing.COMMUNITY:
+        _refuse(gallery, list(objections_to(context, definition, version)), force=force)
+
+
+def objections_to(
+    context: Context, definition: ImageDefinition, version: ImageVersion
+) -> Iterator[Objection]:
+    """Why a version is not for everybody."""
+    image = version.image
+    if definition.os_state is OsState.SPECIALIZED:
+        yield Objection(
+            version.reference,
+            "is specialized: it is one machine, and everybody would have its keys and users",
+            "generalize it (calotype generalize), and keep it in a gallery of its own",
+        )
+        return
+    if image.entitlement is not None:
+        yield Objection(
+            version.reference,
+            f"is for subscriptions with the entitlement '{image.entitlement}'",
+            "keep what comes from such offers in a gallery that is not public",
+        )
+    try:
+        purchase.require(context, image)
+    except PurchaseRefused as error:
+        if image.entitlement is None:
+            yield Objection(version.reference, f"has a plan: {error.message}", error.hint or "")
+    evidence = _evidence(context, version)
+    verdict = evidence.proof.verdict
+    if verdict.state in (Verdict.SPECIALIZED, Verdict.MIXED):
+        reasons = "; ".join(verdict.reasons[:_SHOWN])
+        yield Objection(
+            version.reference,
+            f"holds what is one machine's or person's: {one_line(reasons)}",
+            f"calotype generalize {version.reference}, or --force (recorded)",
+            grave=False,
+        )
+    if secrets := evidence.proof.secrets:
+        paths = ", ".join(f"{secret.path} ({secret.kind})" for secret in secrets[:_SHOWN])
+        more = f" and {len(secrets) - _SHOWN} more" if len(secrets) > _SHOWN else ""
+        yield Objection(
+            version.reference,
+            f"holds what looks like secrets of applications: {paths}{more}",
+            "remove them, and publish a new version; or --force if everybody may have them (recorded)",
+            grave=False,
+        )
+
+
+def _warnings(definition: ImageDefinition, version: ImageVersion) -> Iterator[str]:
+    image = version.image
+    if image.stage is Stage.STAGED:
+        yield f"{version.reference} is staged: nobody sees it until it is promoted"
+    if image.verdict in (None, Verdict.UNKNOWN):
+        yield f"{version.reference}: nobody could see whether it is generalized"
+    if (plan := image.plan or definition.plan) is not None:
+        name = f"{plan.publisher}:{plan.product}:{plan.name}"
+        yield f"{version.reference}: whoever uses it must accept the terms of {name}"
+
+
+def _evidence(context: Context, version: ImageVersion) -> Evidence:
+    """What was seen of a version; looked at now, if nobody did, and kept."""
+    image = version.image
+    with suppress(ReportRefused):  # a new one takes its place
+        if (report := find_evidence(context, image)) is not None:
+            return report.evidence
+    with context.progress.phase(f"looking into {version.reference}", None):
+        proof = look.prove_index(context, image.os_disk.index)
+        write_evidence(context, image, proof, quick=True)
+    report = find_evidence(context, image)
+    assert report is not None  # noqa: S101 (it was just written; for the type checker)
+    return report.evidence
+
+
+def _refuse(gallery: Gallery, objections: list[Objection], *, force: bool) -> None:
+    standing = [o for o in objections if o.grave or not force]
+    if not standing:
+        return
+    told = "; ".join(map(str, standing[:_SHOWN]))
+    more = f"; and {len(standing) - _SHOWN} more" if len(standing) > _SHOWN else ""
+    raise NotAllowed(
+        f"not everything in gallery '{gallery.name}' is for everybody: {told}{more}",
+        hint=standing[0].cure,
+    )
+
+
+def _versions(context: Context, gallery: Gallery) -> Iterator[tuple[ImageDefinition, ImageVersion]]:
+    """What of a gallery everybody would see; what makes no VMs any more is not looked into."""
+    for definition in community.definitions(context, gallery):
+        for version in community.usable(context, definition):
+            yield definition, version
+
+
+def _info(gallery: Gallery, publication: Publication) -> CommunityInfo:
+    if not _PREFIX.fullmatch(publication.prefix):
+        raise InvalidInput(
+            f"'{one_line(publication.prefix, 64)}' cannot begin a public name",
+            hint="--public-name-prefix: 5 to 16 letters and digits, as on Azure",
+        )
+    known = gallery.community
+    if known is None:
+        public_name = f"{publication.prefix}-{uuid4()}"
+    else:
+        public_name = known.public_name
+        if public_name.partition("-")[0] != publication.prefix:
+            raise InvalidInput(
+                f"the community knows gallery '{gallery.name}' as {public_name}, and names never change",
+                hint=f"say --public-name-prefix {public_name.partition('-')[0]}",
+            )
+    return CommunityInfo(
+        publisher_uri=_url(publication.publisher_uri, "--publisher-uri"),
+        publisher_contact=_contact(publication.publisher_contact),
+        eula=_url(publication.eula, "--eula"),
+        public_name=public_name,
+    )
+
+
+def _contact(text: str) -> str:
+    if _MAIL.fullmatch(text):
+        return text
+    return _url(text, "--publisher-contact", "a mail address, or a URL of a page that says how")
+
+
+def _url(text: str, option: str, what: str = "a URL") -> str:
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts, host, port = urlsplit(""), None, None
+    if (
+        parts.scheme != "https"
+        or not host
+        or port == 0
+        or "@" in parts.netloc
+        or len(text) > _LONGEST
+        or not text.isprintable()
+        or " " in text
+    ):
+        raise InvalidInput(
+            f"{option}: '{one_line(text, 64)}' is not {what}",
+            hint="such as https://example.org/images",
+        )
+    return text
