@@ -23,8 +23,8 @@ from securesystemslib.signer import SSlibKey
 
 from calotype.config import Home
 from calotype.engine.signing import Keys, PublicKey, open_envelope, read_key
-from calotype.engine.strict import canonical, read_json
 from calotype.errors import CalotypeError, InvalidInput, NotFound, ReportRefused
+from calotype.strict import canonical, read_json
 
 KIND = "application/vnd.in-toto+json"
 PAYLOAD = b'{"_type":"https://in-toto.io/Statement/v1"}'

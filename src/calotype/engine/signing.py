@@ -30,8 +30,8 @@ from securesystemslib.signer import CryptoSigner, Signature, SSlibKey
 from calotype.config import Home
 from calotype.disk.durable import fsync_directory, write_private
 from calotype.engine.operation import lock
-from calotype.engine.strict import read_json
 from calotype.errors import CalotypeError, InvalidInput, NotFound, ReportRefused
+from calotype.strict import read_json
 
 #: The largest envelope that is read, in bytes.
 MAX_ENVELOPE = 64 << 20

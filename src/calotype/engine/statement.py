@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct, field
 
-from calotype.engine.strict import canonical, read_json
 from calotype.errors import InvalidInput
+from calotype.strict import canonical, read_json
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 #: Names no domain, for the project may move; the number is that of the predicate's version.
