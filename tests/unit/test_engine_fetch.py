@@ -7,8 +7,8 @@ import pytest
 from tests.unit.web import File, serving
 
 from calotype.engine import fetch
-from calotype.engine.fetch import Remote, check_address, plain
-from calotype.errors import Conflict, InvalidInput, ToolFailed
+from calotype.engine.fetch import Remote, check_address, get, plain
+from calotype.errors import Conflict, InvalidInput, NotFound, ToolFailed
 
 BODY = random.Random(1).randbytes(3_000_000)
 LOOPBACK = ["127.0.0.0/8"]
@@ -22,7 +22,7 @@ def web(monkeypatch):
         yield web
 
 
-def get(web, path, allow=LOOPBACK):
+def whole(web, path, allow=LOOPBACK):
     return b"".join(Remote(web.url(path), allow=allow).stream())
 
 
@@ -44,7 +44,7 @@ def test_any_range_can_be_read(web):
 
 def test_a_broken_connection_goes_on_where_it_was(web):
     web.files["/image"].cut = 1_200_000
-    assert get(web, "/image") == BODY
+    assert whole(web, "/image") == BODY
     begun = [start for start, _ in web.asked[1:]]
     assert begun == sorted(begun)
     assert len(begun) == 3
@@ -69,7 +69,7 @@ def test_a_server_that_is_busy_is_asked_again(web):
 def test_without_ranges_a_broken_connection_is_the_end(web):
     web.files["/image"] = File(BODY, ranges=False, cut=1_200_000)
     with pytest.raises(ToolFailed, match="cannot fetch"):
-        get(web, "/image")
+        whole(web, "/image")
 
 
 @pytest.mark.parametrize("change", [{"etag": '"2"'}, {"body": BODY + b"x"}, {"ranges": False}])
@@ -90,11 +90,30 @@ def test_other_bytes_than_asked_for_are_no_answer(web, monkeypatch):
         remote.read(0, 100)
 
 
+def test_a_small_file_comes_at_once_or_not_at_all(web, monkeypatch):
+    assert get(web.url("/image"), len(BODY), allow=LOOPBACK) == BODY
+    with pytest.raises(InvalidInput, match="larger than the 1000 bytes"):
+        get(web.url("/image"), 1000, allow=LOOPBACK)
+    with pytest.raises(NotFound, match="404"):
+        get(web.url("/nothing"), 1000, allow=LOOPBACK)
+    with pytest.raises(InvalidInput, match="not public"):
+        get(web.url("/image"), 1000)
+    web.files["/image"].cut = 100
+    with pytest.raises(ToolFailed, match="cannot fetch"):
+        get(web.url("/image"), len(BODY), allow=LOOPBACK)
+    web.failing = [503]
+    with pytest.raises(ToolFailed, match="503"):
+        get(web.url("/image"), len(BODY), allow=LOOPBACK)
+    monkeypatch.setattr(fetch, "_PATIENCE", 0)
+    with pytest.raises(ToolFailed, match="did not come in 0 seconds"):
+        get(web.url("/image"), len(BODY), allow=LOOPBACK)
+
+
 def test_a_redirect_is_followed_and_checked_again(web):
     web.redirects = {"/to": "/image", "/inside": "http://169.254.169.254/metadata"}
-    assert get(web, "/to") == BODY
+    assert whole(web, "/to") == BODY
     with pytest.raises(InvalidInput, match="not public"):
-        get(web, "/inside")
+        whole(web, "/inside")
 
 
 def test_each_range_is_checked_again(web):
@@ -111,7 +130,7 @@ def test_each_range_is_checked_again(web):
         ("/image", [], InvalidInput, "not public"),
         ("/image", ["10.0.0.0/8"], InvalidInput, "not public"),
         ("/image", ["nonsense"], InvalidInput, "not a network"),
-        ("/nothing", LOOPBACK, ToolFailed, "404"),
+        ("/nothing", LOOPBACK, NotFound, "404"),
         ("/loop", LOOPBACK, ToolFailed, "redirects more than"),
         ("/ftp", LOOPBACK, InvalidInput, "not an http"),
         ("/astray", LOOPBACK, ToolFailed, "no URL"),
@@ -120,7 +139,7 @@ def test_each_range_is_checked_again(web):
 def test_what_is_wrong_is_said(web, path, allow, error, words):
     web.redirects = {"/loop": "/loop", "/ftp": "ftp://127.0.0.1/x", "/astray": "http://[x"}
     with pytest.raises(error, match=words):
-        get(web, path, allow)
+        whole(web, path, allow)
 
 
 def test_one_address_that_leads_inside_refuses_the_name(web, monkeypatch):
@@ -132,7 +151,7 @@ def test_one_address_that_leads_inside_refuses_the_name(web, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", both)
     with pytest.raises(InvalidInput, match=r"10\.0\.0\.1"):
-        get(web, "/image", [])
+        whole(web, "/image", [])
 
 
 def test_each_question_resolves_the_name_once(web, monkeypatch):

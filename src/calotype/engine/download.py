@@ -20,7 +20,15 @@ from typing import BinaryIO, Literal, Self
 from calotype.disk.durable import write_private
 from calotype.engine.context import Context
 from calotype.engine.fetch import Remote, Validator, plain
-from calotype.errors import CalotypeError, Conflict, InvalidInput, TimedOut, ToolFailed, Untrusted
+from calotype.errors import (
+    CalotypeError,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    TimedOut,
+    ToolFailed,
+    Untrusted,
+)
 from calotype.units import human_size, one_line
 
 log = logging.getLogger("calotype.download")
@@ -112,7 +120,7 @@ def _fetch(context: Context, wanted: Wanted, part: "_Part") -> str:
     for url in wanted.urls:
         try:
             _from(context, wanted, part, url)
-        except (ToolFailed, Untrusted, InvalidInput, Conflict) as error:
+        except (ToolFailed, NotFound, Untrusted, InvalidInput, Conflict) as error:
             refusals.append(error)
             if len(wanted.urls) > 1:
                 log.warning("%s", one_line(error.message))

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import urllib3
 from urllib3.response import BaseHTTPResponse
 
-from calotype.errors import Conflict, InvalidInput, ToolFailed
+from calotype.errors import Conflict, InvalidInput, NotFound, ToolFailed
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -26,8 +26,10 @@ _INSIDE = tuple(
     ipaddress.ip_network(text) for text in ("64:ff9b::/96", "2002::/16", "168.63.129.16/32")
 )
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_GONE = frozenset({404, 410})
 _MAX_REDIRECTS = 5
 _PASSING = frozenset({429, 500, 502, 503, 504})
+_PATIENCE = 120.0  # seconds that a small file may take
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each further try
 _PIECE = 1 << 17  # bytes: as much as a killed command had in hand and not yet written
 
@@ -64,6 +66,7 @@ class Remote:
 
         Raises:
             InvalidInput: the URL, or an address behind it, is refused.
+            NotFound: the server has no such file.
             ToolFailed: the server does not deliver.
         """
         self._networks = [_network(text) for text in allow]
@@ -152,6 +155,33 @@ class Remote:
             raise ToolFailed(f"cannot fetch {plain(self.url)}: {error}") from error
 
 
+def get(url: str, limit: int, *, allow: Sequence[str] = ()) -> bytes:
+    """All of a small file, of ``limit`` bytes at most; asked for once.
+
+    Raises:
+        InvalidInput: the URL, or an address behind it, is refused; or the file is larger.
+        NotFound: the server has no such file.
+        ToolFailed: the server does not deliver.
+    """
+    networks = [_network(text) for text in allow]
+    try:
+        response, _ = _open(url, networks, None)
+        with closing(response):
+            data = bytearray()
+            until = time.monotonic() + _PATIENCE
+            while piece := response.read1(_PIECE, decode_content=False):
+                data += piece
+                if len(data) > limit:
+                    raise InvalidInput(
+                        f"{plain(url)} is larger than the {limit} bytes that it may have"
+                    )
+                if time.monotonic() > until:
+                    raise ToolFailed(f"{plain(url)} did not come in {_PATIENCE:.0f} seconds")
+            return bytes(data)
+    except urllib3.exceptions.HTTPError as error:
+        raise ToolFailed(f"cannot fetch {plain(url)}: {error}") from error
+
+
 def _total(response: BaseHTTPResponse) -> int | None:
     """The size of the whole file, as far as an answer tells."""
     text = response.headers.get("Content-Length", "")
@@ -204,8 +234,8 @@ def _network(text: str) -> Network:
         raise InvalidInput(f"'{text}' is not a network", hint="write 192.168.1.0/24") from error
 
 
-def _open(url: str, allow: Sequence[Network], wanted: str) -> tuple[BaseHTTPResponse, str]:
-    """The answer to a GET for a range, with its body unread, and the URL after redirects."""
+def _open(url: str, allow: Sequence[Network], wanted: str | None) -> tuple[BaseHTTPResponse, str]:
+    """The answer to a GET for a range (``None``: for all), body unread, and the URL after redirects."""
     for _ in range(_MAX_REDIRECTS + 1):
         response = _get(_split(url), allow, wanted)
         if response.status in (200, 206):
@@ -216,9 +246,8 @@ def _open(url: str, allow: Sequence[Network], wanted: str) -> tuple[BaseHTTPResp
         location = response.headers.get("Location")
         response.close()
         if response.status not in _REDIRECTS or location is None:
-            raise ToolFailed(
-                f"{plain(url)} answers {response.status} {response.reason or ''}".strip()
-            )
+            said = f"{plain(url)} answers {response.status} {response.reason or ''}".strip()
+            raise NotFound(said) if response.status in _GONE else ToolFailed(said)
         target = _join(url, location)
         if _split(url).scheme == "https" and _split(target).scheme != "https":
             raise InvalidInput(f"{plain(url)} redirects from https to {plain(target)}")
@@ -226,7 +255,7 @@ def _open(url: str, allow: Sequence[Network], wanted: str) -> tuple[BaseHTTPResp
     raise ToolFailed(f"{plain(url)} redirects more than {_MAX_REDIRECTS} times")
 
 
-def _get(parts: SplitResult, allow: Sequence[Network], wanted: str) -> BaseHTTPResponse:
+def _get(parts: SplitResult, allow: Sequence[Network], wanted: str | None) -> BaseHTTPResponse:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidInput(f"'{parts.geturl()}' is not an http or https URL")
     if parts.username is not None or parts.password is not None:
@@ -251,7 +280,7 @@ def _get(parts: SplitResult, allow: Sequence[Network], wanted: str) -> BaseHTTPR
             "Host": _authority(host, parts),
             "User-Agent": "calotype",
             "Accept-Encoding": "identity",
-            "Range": wanted,
+            **({} if wanted is None else {"Range": wanted}),
         },
         redirect=False,
         retries=False,
