@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete, insert, select
 from calotype.catalog import rows
 from calotype.catalog.access import Access
 from calotype.catalog.tables import disks, snapshots
-from calotype.errors import Conflict, NotFound
+from calotype.errors import Conflict
 from calotype.model import Consistency, ManagedDisk, OsType, Role, Snapshot
 
 Transaction = Callable[[], AbstractContextManager[Connection]]
@@ -33,11 +33,11 @@ class Snapshots:
         with self._read() as db:
             self._require_free(db, name)
 
-    def add(self, snapshot: Snapshot, taken_of: ManagedDisk) -> None:
-        """Make a snapshot exist, if the disk is where it was when it was read.
+    def add(self, snapshot: Snapshot, taken_of: ManagedDisk) -> bool:
+        """Make a snapshot exist; ``False`` if the disk is not any more where it was when it was read.
 
         Raises:
-            Conflict: the name is taken; or the disk was attached, detached or restored meanwhile.
+            Conflict: the name is taken.
             Forbidden: the caller may not make resources in its group.
         """
         here = (disks.c.id == taken_of.id, disks.c.vm_id.is_not_distinct_from(taken_of.vm_id))
@@ -45,11 +45,9 @@ class Snapshots:
         with self._write() as db:
             self._require_free(db, snapshot.name)
             if db.scalar(select(disks.c.id).where(*here, same)) is None:
-                raise Conflict(
-                    f"disk '{taken_of.name}' was attached, detached or restored meanwhile",
-                    hint="take the snapshot again",
-                )
+                return False
             db.execute(insert(snapshots), _row(snapshot))
+            return True
 
     def get(self, name_or_id: str) -> Snapshot:
         """The snapshot of that id, or of that name in the caller's group.
@@ -58,12 +56,14 @@ class Snapshots:
             NotFound: there is none, or the caller may not read it.
         """
         with self._read() as db:
-            return _snapshot(self._found(db, name_or_id))
+            return _snapshot(self._access.find(db, "snapshot", name_or_id))
 
     def list(self) -> list[Snapshot]:
         """The snapshots in the caller's group, by name."""
         with self._read() as db:
-            query = select(snapshots).where(*self._here(), self._access.visible(db, snapshots))
+            query = select(snapshots).where(
+                self._access.here(snapshots), self._access.visible(db, snapshots)
+            )
             found = db.execute(query.order_by(snapshots.c.name)).mappings()
             return [_snapshot(dict(row)) for row in found]
 
@@ -74,8 +74,7 @@ class Snapshots:
             NotFound, Forbidden: there is none, or the caller may not delete it.
         """
         with self._write() as db:
-            row = self._found(db, snapshot_id)
-            self._access.require(db, Role.CONTRIBUTOR, row, f"snapshot '{row['name']}'")
+            self._access.find(db, "snapshot", snapshot_id, Role.CONTRIBUTOR)
             db.execute(delete(snapshots).where(snapshots.c.id == snapshot_id))
 
     def indexes(self) -> set[str]:
@@ -85,29 +84,12 @@ class Snapshots:
 
     def _require_free(self, db: Connection, name: str) -> None:
         self._access.require_here(db, Role.CONTRIBUTOR, f"snapshot '{name}'")
-        if db.scalar(select(snapshots.c.id).where(snapshots.c.name == name, *self._here())):
+        if db.scalar(
+            select(snapshots.c.id).where(snapshots.c.name == name, self._access.here(snapshots))
+        ):
             raise Conflict(
                 f"snapshot '{name}' exists already", hint="choose another name, or delete it first"
             )
-
-    def _found(self, db: Connection, name_or_id: str) -> rows.Row:
-        for where in (
-            (snapshots.c.id == name_or_id,),
-            (snapshots.c.name == name_or_id, *self._here()),
-        ):
-            row = db.execute(select(snapshots).where(*where)).mappings().first()
-            if row is not None and self._access.has(db, Role.READER, dict(row)):
-                return dict(row)
-        raise NotFound(
-            f"there is no snapshot '{name_or_id}'", hint="calotype snapshot list shows them"
-        )
-
-    def _here(self) -> tuple[Any, ...]:
-        scope = self._access.caller.scope
-        return (
-            snapshots.c.subscription == scope.subscription,
-            snapshots.c.resource_group == scope.group,
-        )
 
 
 def _row(snapshot: Snapshot) -> dict[str, Any]:

@@ -17,6 +17,7 @@ GROUPS = {
     "image": "Images: upload, capture, verify, test, report, compare, export, tag, delete.",
     "vm": "Virtual machines: create from an image, look after, capture, generalize, restore.",
     "disk": "Managed disks: create, list, show, delete.",
+    "snapshot": "Snapshots of managed disks: create, list, show, delete.",
     "store": "The store: how much it holds, whether it is whole; prune, repair, copy.",
     "community": "Community galleries: publish, list, search, show, report; follow other installations'.",
     "keys": "The key that signs evidence reports, and the keys that are believed.",

@@ -28,23 +28,27 @@ COLUMNS: Columns = {
 def create(
     name: str,
     *,
-    size: str,
+    size: str | None = None,
+    source: str | None = None,
     caching: Caching = Caching.READ_WRITE,
     common: Common | None = None,
 ) -> None:
-    """Create an empty disk.
+    """Create an empty disk, or one of what a snapshot holds.
 
     Parameters
     ----------
     name
         The disk's name.
     size
-        Its size: 10G, 512M.
+        Its size: 10G, 512M. A disk of a snapshot has at least the snapshot's.
+    source
+        The snapshot.
     caching
         Host caching when attached.
     """
     with session(common) as context:
-        emit(common, machines.create_disk(context, name, units.size(size), caching=caching))
+        wanted = units.size(size) if size is not None else None
+        emit(common, machines.create_disk(context, name, wanted, source=source, caching=caching))
 
 
 @app.command(name="list")

@@ -13,7 +13,6 @@ from calotype.catalog.lineage import Descendants, Revocation
 from calotype.catalog.versions import Change, RolledBack, Standing
 from calotype.engine import references
 from calotype.engine.context import Context
-from calotype.engine.settle import noted
 from calotype.errors import Conflict, GuestError, InvalidInput, NotAllowed, NotFound
 from calotype.model import Image, ImageVersion, Lifecycle, Shelf, Stage
 
@@ -153,6 +152,8 @@ def promote(
         GuestError: it failed the boot test, and stays staged.
         NotAllowed: it is not active, or descends from a revoked image.
     """
+    from calotype.engine.settle import noted  # noqa: PLC0415 (loads what looks into guests)
+
     version = named(context, reference)
     revoked = context.system.lineage.revocation(version.id)
     if revoked is not None and revoked.id != version.id:

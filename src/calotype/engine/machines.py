@@ -12,7 +12,7 @@ from calotype.engine.context import Context
 from calotype.errors import Conflict, InvalidInput, NotAllowed, NotFound
 from calotype.machine import MachineSpec
 from calotype.machine.spec import MAX_LUN
-from calotype.model import MIB, Caching, ManagedDisk, PowerState, Role, VirtualMachine
+from calotype.model import MIB, Caching, ManagedDisk, PowerState, Role, Snapshot, VirtualMachine
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,25 +177,51 @@ def delete(context: Context, name: str, *, keep_disks: bool = False) -> int:
 
 
 def create_disk(
-    context: Context, name: str, size: int, *, caching: Caching = Caching.READ_WRITE
+    context: Context,
+    name: str,
+    size: int | None = None,
+    *,
+    source: str | None = None,
+    caching: Caching = Caching.READ_WRITE,
 ) -> ManagedDisk:
-    """Make an empty managed disk of ``size`` bytes."""
+    """Make a managed disk of ``size`` bytes: empty, or of what the snapshot ``source`` holds.
+
+    Raises:
+        InvalidInput: the name or the size is none; a snapshot is larger than that.
+        NotFound: there is no such snapshot.
+    """
     names.resource(name, "a disk")
-    if size < MIB or size % 512:
-        raise InvalidInput(f"{size} bytes is no size for a disk", hint="1M or more")
-    disk = ManagedDisk(
-        id=names.new_id(),
-        name=name,
-        size=size,
-        caching=caching,
-        created_at=datetime.now(UTC),
-        scope=context.scope,
-    )
     with context.operation() as operation:
+        snapshot = context.catalog.snapshots.get(source) if source is not None else None
+        disk = ManagedDisk(
+            id=names.new_id(),
+            name=name,
+            size=_disk_size(size, snapshot),
+            index=snapshot.index if snapshot else None,
+            image_id=snapshot.image_id if snapshot else None,
+            caching=caching,
+            created_at=datetime.now(UTC),
+            scope=context.scope,
+        )
         operation.claim("disk", disk.id)
-        blank.create(context.disk_path(disk.id), size)
+        blank.create(context.disk_path(disk.id), disk.size)
         context.catalog.add_disk(disk)
     return disk
+
+
+def _disk_size(size: int | None, snapshot: Snapshot | None) -> int:
+    """The size of a new disk; without one, its snapshot's."""
+    if snapshot is not None and size is None:
+        return snapshot.size
+    if size is None or size < MIB or size % 512:
+        given = "nothing" if size is None else f"{size} bytes"
+        raise InvalidInput(f"{given} is no size for a disk", hint="1M or more")
+    if snapshot is not None and size < snapshot.size:
+        raise InvalidInput(
+            f"snapshot '{snapshot.name}' has {snapshot.size} bytes and cannot shrink",
+            hint="leave the size out, or name a larger one",
+        )
+    return size
 
 
 def delete_disk(context: Context, name: str) -> None:

@@ -78,6 +78,14 @@ def moment(
         yield Moment(stopped, _consistency_of_stopped(stopped[vm.os_disk.id]))
 
 
+@contextmanager
+def resting(context: Context, disk: ManagedDisk, operation: Operation) -> Iterator[Moment]:
+    """Hold a managed disk that no VM has; who attaches it meanwhile is not kept from it."""
+    with bases.held(context, [disk.index] if disk.index else [], operation.directory) as found:
+        source = _stopped_source(context, disk, found)
+        yield Moment({disk.id: source}, _consistency_of_stopped(source))
+
+
 def take(context: Context, disk: ManagedDisk, source: Source) -> CapturedDisk:
     """Bring a disk into the store."""
     with closing(source.open()) as opened:
@@ -118,7 +126,7 @@ def _stopped_source(
 
 
 def _consistency_of_stopped(source: Source) -> Consistency:
-    """A stopped VM's own file system says whether it was shut down or cut off."""
+    """A disk's own file systems say whether its VM was shut down or cut off."""
     with closing(source.open()) as disk:
         clean = look.was_shut_down(disk)
     return Consistency.APPLICATION if clean else Consistency.CRASH
