@@ -1,7 +1,7 @@
 """The community: public galleries of this installation and of those that it follows, in one view.
 
-Whatever is public here may be used in every subscription, without a role. What is not for everybody (staged
-versions, specialized ones, those of entitled offers) is not there for the community, whoever put it there.
+Whatever is public here may be used in every subscription, without a role. What is staged, or not for
+everybody (:mod:`calotype.engine.fitness`), is not there for the community, whoever put it there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from typing import Final
 
 from calotype.catalog import Act
 from calotype.catalog.audit import current_actor
-from calotype.engine import names
+from calotype.engine import fitness, names
 from calotype.engine.context import Context
 from calotype.engine.references import COMMUNITY
 from calotype.errors import Conflict, InvalidInput, NotFound
@@ -23,7 +23,6 @@ from calotype.model import (
     ImageDefinition,
     ImageVersion,
     Lifecycle,
-    OsState,
     PublicGallery,
     PublicImage,
     PublicVersion,
@@ -100,7 +99,7 @@ def _offered(context: Context, owner: Gallery, definition: str, version: Version
             wanted = catalog.versions.latest(found.id, region=context.region)
         else:
             wanted = catalog.versions.get(found.id, version)
-        if is_offered(found, wanted):
+        if is_offered(context, found, wanted):
             return wanted.image
     raise NotFound(
         f"the community has no image '{name}/{version or 'latest'}'",
@@ -113,14 +112,11 @@ def public_name(gallery: Gallery) -> str:
     return gallery.community.public_name if gallery.community is not None else ""
 
 
-def is_offered(definition: ImageDefinition, version: ImageVersion) -> bool:
+def is_offered(context: Context, definition: ImageDefinition, version: ImageVersion) -> bool:
     """Whether everybody may have a version of a public gallery."""
-    return (
-        definition.os_state is OsState.GENERALIZED
-        and version.image.stage is Stage.PROMOTED
-        and version.image.entitlement is None
-        and version.deleted_at is None
-    )
+    if version.deleted_at is not None or version.image.stage is not Stage.PROMOTED:
+        return False
+    return not any(fitness.objections(context, definition, version))
 
 
 # -- the view
@@ -258,11 +254,11 @@ def _image(
     latest = None
     with suppress(NotFound):
         latest = context.system.versions.latest(definition.id, region=context.region)
-    if latest is not None and not is_offered(definition, latest):
+    if latest is not None and not is_offered(context, definition, latest):
         latest = None
     shown: list[ImageVersion] = [latest] if latest else []
     if all_versions:
-        shown = [v for v in usable(context, definition) if is_offered(definition, v)]
+        shown = [v for v in usable(context, definition) if is_offered(context, definition, v)]
     return PublicImage(
         reference=name,
         name=definition.name,

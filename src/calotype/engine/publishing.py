@@ -2,24 +2,23 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 from calotype.catalog import Act
-from calotype.engine import community, look, purchase
+from calotype.catalog.versions import Change, Standing
+from calotype.engine import community, fitness, purchase
 from calotype.engine.context import Context
-from calotype.engine.evidence import find_evidence, write_evidence
-from calotype.engine.statement import Evidence
-from calotype.errors import Conflict, InvalidInput, NotAllowed, PurchaseRefused, ReportRefused
+from calotype.engine.fitness import Objection
+from calotype.engine.settle import noted
+from calotype.errors import Conflict, InvalidInput, NotAllowed, PurchaseRefused
 from calotype.model import (
     CommunityInfo,
     Gallery,
     ImageDefinition,
     ImageVersion,
-    OsState,
     Role,
     Sharing,
     Stage,
@@ -52,19 +51,6 @@ class Published:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Objection:
-    """Why a version is not for everybody; what is ``grave`` nobody can overrule."""
-
-    reference: str
-    reason: str
-    cure: str
-    grave: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.reference} {self.reason}"
-
-
 def publish(
     context: Context, name: str, publication: Publication, *, force: bool = False
 ) -> Published:
@@ -86,10 +72,15 @@ def publish(
     info = _info(gallery, publication)
     warnings: list[str] = []
     objections: list[Objection] = []
+    overruled: list[ImageVersion] = []
     for definition, version in _versions(context, gallery):
-        objections += objections_to(context, definition, version)
+        found = [*fitness.objections(context, definition, version), *_terms(context, version)]
+        objections += found
+        overruled += [version] if found else []
         warnings += _warnings(definition, version)
     _refuse(gallery, objections, force=force)
+    for version in overruled:
+        _overrule(context, version)
     act = Act(
         "gallery.publish",
         f"gallery {gallery.name}",
@@ -108,8 +99,8 @@ def publish(
             info = replace(info, public_name=now.community.public_name)
         public = replace(now, sharing=Sharing.COMMUNITY, community=info)
         context.catalog.galleries.update(public, act, Role.OWNER)
-    overruled = [f"{objection} (overruled, recorded)" for objection in objections]
-    return Published(public, (*overruled, *warnings))
+    told = [f"{objection} (overruled, recorded)" for objection in objections]
+    return Published(public, (*told, *warnings))
 
 
 def withdraw(context: Context, name: str) -> Gallery:
@@ -139,61 +130,27 @@ def withdraw(context: Context, name: str) -> Gallery:
     return taken
 
 
-def require_fit(
-    context: Context, definition: ImageDefinition, version: ImageVersion, *, force: bool = False
-) -> None:
-    """Refuse a version that everybody would get, because its gallery is public, and that is not for them.
-
-    Raises:
-        NotAllowed: it is not for everybody.
-    """
-    gallery = context.system.galleries.get(definition.gallery_id)
-    if gallery.sharing is Sharing.COMMUNITY:
-        _refuse(gallery, list(objections_to(context, definition, version)), force=force)
-
-
-def objections_to(
-    context: Context, definition: ImageDefinition, version: ImageVersion
-) -> Iterator[Objection]:
-    """Why a version is not for everybody."""
-    image = version.image
-    if definition.os_state is OsState.SPECIALIZED:
-        yield Objection(
-            version.reference,
-            "is specialized: it is one machine, and everybody would have its keys and users",
-            "generalize it (calotype generalize), and keep it in a gallery of its own",
-        )
-        return
-    if image.entitlement is not None:
-        yield Objection(
-            version.reference,
-            f"is for subscriptions with the entitlement '{image.entitlement}'",
-            "keep what comes from such offers in a gallery that is not public",
-        )
+def _terms(context: Context, version: ImageVersion) -> Iterator[Objection]:
+    """What the publisher itself has not accepted, it shows to nobody."""
+    if version.image.entitlement is not None:
+        return  # which says it all
     try:
-        purchase.require(context, image)
+        purchase.require(context, version.image)
     except PurchaseRefused as error:
-        if image.entitlement is None:
-            yield Objection(version.reference, f"has a plan: {error.message}", error.hint or "")
-    evidence = _evidence(context, version)
-    verdict = evidence.proof.verdict
-    if verdict.state in (Verdict.SPECIALIZED, Verdict.MIXED):
-        reasons = "; ".join(verdict.reasons[:_SHOWN])
-        yield Objection(
-            version.reference,
-            f"holds what is one machine's or person's: {one_line(reasons)}",
-            f"calotype generalize {version.reference}, or --force (recorded)",
-            grave=False,
-        )
-    if secrets := evidence.proof.secrets:
-        paths = ", ".join(f"{secret.path} ({secret.kind})" for secret in secrets[:_SHOWN])
-        more = f" and {len(secrets) - _SHOWN} more" if len(secrets) > _SHOWN else ""
-        yield Objection(
-            version.reference,
-            f"holds what looks like secrets of applications: {paths}{more}",
-            "remove them, and publish a new version; or --force if everybody may have them (recorded)",
-            grave=False,
-        )
+        yield Objection(version.reference, f"has a plan: {error.message}", error.hint or "")
+
+
+def _overrule(context: Context, version: ImageVersion) -> None:
+    """Note in a version that its owner knows what is in it."""
+
+    def decide(standing: Standing) -> Change | None:
+        now = standing.version
+        if fitness.OVERRULED in now.image.provenance.notes:
+            return None
+        act = Act("community.overrule", f"image version {now.reference}", {"image": now.id})
+        return Change(replace(now, image=noted(now.image, fitness.OVERRULED)), act)
+
+    context.catalog.versions.change(version.id, decide)
 
 
 def _warnings(definition: ImageDefinition, version: ImageVersion) -> Iterator[str]:
@@ -205,20 +162,6 @@ def _warnings(definition: ImageDefinition, version: ImageVersion) -> Iterator[st
     if (plan := image.plan or definition.plan) is not None:
         name = f"{plan.publisher}:{plan.product}:{plan.name}"
         yield f"{version.reference}: whoever uses it must accept the terms of {name}"
-
-
-def _evidence(context: Context, version: ImageVersion) -> Evidence:
-    """What was seen of a version; looked at now, if nobody did, and kept."""
-    image = version.image
-    with suppress(ReportRefused):  # a new one takes its place
-        if (report := find_evidence(context, image)) is not None:
-            return report.evidence
-    with context.progress.phase(f"looking into {version.reference}", None):
-        proof = look.prove_index(context, image.os_disk.index)
-        write_evidence(context, image, proof, quick=True)
-    report = find_evidence(context, image)
-    assert report is not None  # noqa: S101 (it was just written; for the type checker)
-    return report.evidence
 
 
 def _refuse(gallery: Gallery, objections: list[Objection], *, force: bool) -> None:
