@@ -19,8 +19,8 @@ PACKAGES=(
 	strace
 	# recipes: images from Debian packages
 	mmdebstrap debian-archive-keyring kmod cpio grub-common grub-pc-bin grub-efi-amd64-bin mtools dosfstools
-	# formats, hashes, downloads
-	xz-utils zstd openssl ca-certificates
+	# formats, hashes, signatures, downloads
+	xz-utils zstd openssl gpgv ca-certificates
 	python3
 )
 OLDEST_UV=0.9.0

@@ -48,6 +48,7 @@ PACKAGES: Mapping[str, str] = {
     "ssh-keyscan": "openssh-client",
     "fusermount3": "fuse3",
     "xz": "xz-utils",
+    "gpgv": "gpgv",
 }
 
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -2,7 +2,8 @@
 
 from calotype.market.catalogue import Catalogue, combine, load_default, parse_catalogue
 from calotype.market.offer import Fetch, File, Key, Offer, Plan, Release
-from calotype.market.resolve import Seen, releases
+from calotype.market.reader import Seen
+from calotype.market.resolve import releases
 from calotype.market.urn import Urn
 
 __all__ = [

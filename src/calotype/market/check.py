@@ -14,6 +14,7 @@ from calotype.market.offer import (
     SimpleStreams,
 )
 from calotype.market.urn import NAME
+from calotype.market.version import Scheme
 from calotype.model import Version
 from calotype.units import one_line, visible
 
@@ -97,33 +98,39 @@ def _require_words(offer: Offer) -> None:
 
 
 def _require_checksums(offer: Offer, source: Checksums) -> None:
-    for field, url in (("url", source.url), ("images", source.images)):
-        if url is not None:
-            _require_url(offer, url, field)
-            if url.count(VERSION) > 1 or VERSION in url.split("/", 3)[2]:
-                raise _wrong(offer, f"{field} may have {VERSION} once, in its path")
+    signature = source.signature if source.signature and "://" in source.signature else None
+    urls = {"url": source.url, "images": source.images, "signature": signature}
+    for field, url in urls.items():
+        if url is None:
+            continue
+        _require_url(offer, url, field)
+        _require_template(offer, field, url, source.versions)
+        if VERSION in url.split("/", 3)[2] or (VERSION in url and VERSION not in source.url):
+            raise _wrong(
+                offer, f"{field} may have {VERSION} in its path, and only where url has it"
+            )
     if source.images is not None and not source.images.endswith("/"):
         raise _wrong(offer, "images is a directory: it ends with /")
-    if source.images is not None and VERSION in source.images and VERSION not in source.url:
-        raise _wrong(offer, f"images may have {VERSION} only where url has it")
-    _require_format(offer, source.format)
-    _require_template(offer, source)
-    _require_signature(offer, source.signature, source.signed_by)
-    if source.signature is not None and "://" in source.signature:
-        _require_url(offer, source.signature, "signature")
-
-
-def _require_template(offer: Offer, source: Checksums) -> None:
-    """Without the version in a name or a URL nobody can tell two versions apart."""
-    if "/" in source.name or source.name.count(VERSION) > 1 or source.name.count(REVISION) > 1:
-        raise _wrong(offer, "name is the name of a file, with {version} at most once")
-    if VERSION not in source.name and VERSION not in source.url:
+    if "/" in source.name:
+        raise _wrong(offer, "name is the name of a file")
+    # Without the version somewhere nobody could tell two of them apart.
+    if VERSION not in source.name + source.url:
         raise _wrong(offer, f"neither name nor url has {VERSION}")
-    has = REVISION in source.name
-    if has != (source.versions.revision is not None) or (has and VERSION not in source.name):
-        raise _wrong(offer, f"{REVISION} belongs in the name exactly if the scheme has one")
-    if has and VERSION in source.url:
-        raise _wrong(offer, f"url has no {VERSION} where the name has {REVISION}")
+    _require_template(offer, "name", source.name, source.versions)
+    _require_format(offer, source.format)
+    _require_signature(offer, source.signature, source.signed_by)
+
+
+def _require_template(offer: Offer, field: str, text: str, versions: Scheme) -> None:
+    """The version once; what file names carry apart from it exactly where the scheme has that."""
+    if text.count(VERSION) > 1 or text.count(REVISION) > 1:
+        raise _wrong(offer, f"{field} has a placeholder twice")
+    if VERSION in text and (REVISION in text) != (versions.revision is not None):
+        raise _wrong(
+            offer, f"{field}: {REVISION} stands beside {VERSION} exactly if the scheme has one"
+        )
+    if VERSION not in text and REVISION in text:
+        raise _wrong(offer, f"{field} has {REVISION} without {VERSION}")
 
 
 def _require_streams(offer: Offer, source: SimpleStreams) -> None:

@@ -1,18 +1,25 @@
 """From an offer to its releases: one question, whatever the source."""
 
-from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from urllib.parse import unquote, urlsplit
 
 from msgspec.structs import replace
 
 from calotype.errors import NotFound
-from calotype.market.offer import Fetch, File, FromRecipe, Offer, Pinned, PinnedFile, Release
+from calotype.market import checksums, simplestreams
+from calotype.market.offer import (
+    Checksums,
+    Fetch,
+    File,
+    FromRecipe,
+    Offer,
+    Pinned,
+    PinnedFile,
+    Release,
+    SimpleStreams,
+)
+from calotype.market.reader import Reader, Seen
 from calotype.model import Version
-
-#: What an engine remembers between questions: for each index (its URL) the latest time (Unix seconds) that a
-#: signature or the index itself gave. An older one is not believed: somebody hides newer versions.
-Seen = MutableMapping[str, int]
 
 
 def releases(
@@ -38,13 +45,16 @@ def releases(
         InvalidInput: what the publisher serves cannot be understood.
     """
     now = now or datetime.now(UTC)
+    reader = Reader(fetch, {} if seen is None else seen, now)
     match offer.source:
         case FromRecipe(recipe=recipe):
             found = [_built_today(recipe, now)]
         case Pinned():
             found = [_pinned(file, offer.source.format) for file in offer.source.files]
-        case _:
-            raise NotImplementedError
+        case Checksums():
+            found = checksums.releases(offer, offer.source, reader, at)
+        case SimpleStreams():
+            found = simplestreams.releases(offer, offer.source, reader)
     kept = [release for release in found if at in (None, release.version)]
     if not kept:
         wanted = "no version" if at is None else f"no version {at}"

@@ -49,8 +49,7 @@ class Scheme(StrEnum):
         whole = rule.pattern if rule.revision is None else f"{rule.pattern}-{rule.revision}"
         if re.fullmatch(whole, text) is None:
             return None
-        version = Version(*rule.numbers([int(digits) for digits in re.findall(r"[0-9]+", text)]))
-        return Version.parse(str(version))
+        return Version(*rule.numbers([int(digits) for digits in re.findall(r"[0-9]+", text)]))
 
 
 def scheme_of(text: str) -> Scheme | None:

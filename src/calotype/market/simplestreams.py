@@ -1,0 +1,211 @@
+"""Simplestreams: an index, a file of products for each stream, versions and their files in it.
+
+The format is Ubuntu's; Incus and LXC publish in it too. Each of the files is signed by itself.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from calotype.errors import InvalidInput, NotFound
+from calotype.market.offer import File, Offer, Release, SimpleStreams
+from calotype.market.reader import Reader
+from calotype.market.version import Scheme, scheme_of
+from calotype.strict import read_json
+from calotype.units import one_line
+
+_MAX_INDEX = 4 << 20
+_MAX_PRODUCTS = 48 << 20
+_MAX_VERSIONS = 10_000
+_PART = re.compile(r"[A-Za-z0-9._:+~@=-]{1,255}")
+_DATA_TYPE = "image-downloads"
+_DESCRIPTION = "incus.tar.xz"  # of an image, for Incus; its disk stands beside it
+
+Table = Mapping[str, Any]
+
+
+def releases(offer: Offer, source: SimpleStreams, reader: Reader) -> list[Release]:
+    """The versions that an index has of an offer's product.
+
+    Raises:
+        NotFound: the product is not in it.
+        InvalidInput: it is no index, or leads to where it must not.
+        Untrusted: a signature, or the order of time, does not hold.
+    """
+    stream = _Stream(offer, source, reader)
+    for path in stream.paths():
+        product, signer = stream.product(path)
+        if product is not None:
+            return list(stream.versions(product, signer))
+    raise NotFound(
+        f"{source.url} has no product '{one_line(source.product, 80)}'",
+        hint="the publisher may have ended it; calotype marketplace search finds others",
+    )
+
+
+class _Stream:
+    """One index, as it is read for one offer."""
+
+    def __init__(self, offer: Offer, source: SimpleStreams, reader: Reader) -> None:
+        self._offer = offer
+        self._source = source
+        self._reader = reader
+        self._root = source.url[: source.url.rindex("streams/v1/")]
+
+    def paths(self) -> list[str]:
+        """The product files that, says the index, have the product."""
+        index, _ = self._read(self._source.url, _MAX_INDEX, "index:1.0")
+        found = []
+        for value in _table(index.get("index"), "the index").values():
+            entry = _table(value, "an entry of the index")
+            products = entry.get("products", [])
+            if not isinstance(products, list):
+                raise _wrong("products is no list")
+            if entry.get("datatype", _DATA_TYPE) == _DATA_TYPE and self._source.product in products:
+                found.append(self._url(entry.get("path")))
+        return found[:4]
+
+    def product(self, url: str) -> tuple[Table | None, str | None]:
+        """The product in a product file, and who signed it; what stands above it holds for it too."""
+        file, signer = self._read(url, _MAX_PRODUCTS, "products:1.0")
+        products = _table(file.get("products"), "products")
+        if self._source.product not in products:
+            return None, signer
+        return _table(products[self._source.product], "a product"), signer
+
+    def versions(self, product: Table, signer: str | None) -> Iterator[Release]:
+        """Every version that has an OS disk of the wanted kind; labels of another shape are passed over."""
+        versions = _table(product.get("versions"), "versions")
+        if len(versions) > _MAX_VERSIONS:
+            raise _wrong(f"a product has more than {_MAX_VERSIONS} versions")
+        scheme = self._source.versions or _scheme(versions)
+        facts = {
+            name: one_line(product[name], 200)
+            for name in ("os", "release", "release_title", "variant", "arch", "support_eol")
+            if isinstance(product.get(name), str)
+        }
+        for label, version in versions.items():
+            number = scheme.read(label) if scheme else None
+            if number is None:
+                continue
+            items = _table(_table(version, "a version").get("items"), "items")
+            disk, form, others = self._files(items)
+            if disk is not None:
+                yield Release(
+                    version=number,
+                    label=label,
+                    os_disk=disk,
+                    format=form,
+                    others=others,
+                    signed_by=signer,
+                    facts=facts,
+                )
+
+    def _files(self, items: Table) -> tuple[File | None, str, tuple[File, ...]]:
+        """The OS disk of a version, its format, and Incus's description of it."""
+        wanted = {*self._source.items, _DESCRIPTION}
+        by_kind: dict[str, Table] = {}
+        for value in items.values():
+            item = _table(value, "an item")
+            kind = item.get("ftype")
+            if kind in wanted and by_kind.setdefault(kind, item) is not item:
+                raise _wrong(f"a version has two items of the kind '{one_line(kind, 40)}'")
+        chosen = next((kind for kind in self._source.items if kind in by_kind), None)
+        if chosen is None:
+            return None, "", ()
+        disk = self._file(by_kind[chosen])
+        others = [self._file(by_kind[_DESCRIPTION])] if _DESCRIPTION in by_kind else []
+        return disk, _format(disk.name), tuple(others)
+
+    def _file(self, item: Table) -> File:
+        url = self._url(item.get("path"))
+        size, digests = item.get("size"), {}
+        for name, length in (("sha256", 64), ("sha512", 128)):
+            digest = item.get(name)
+            if digest is None:
+                continue
+            if not isinstance(digest, str) or not re.fullmatch(rf"[0-9a-fA-F]{{{length}}}", digest):
+                raise _wrong(f"{name} is no digest")
+            digests[name] = digest.lower()
+        if not digests:
+            raise _wrong("an item has neither sha256 nor sha512")
+        if size is not None and (type(size) is not int or not 0 < size < 1 << 50):
+            raise _wrong("size is no number of bytes")
+        return File(name=url.rpartition("/")[2], urls=(url,), size=size, **digests)
+
+    def _read(self, url: str, limit: int, form: str) -> tuple[Table, str | None]:
+        vouched = self._reader.text(url, limit, self._source.signature, self._offer.keys)
+        file = _table(read_json(vouched.text, limit=limit, what=url), url)
+        if file.get("format") != form:
+            raise _wrong(f"{url} is not of the format {form}")
+        self._reader.require_newer(url + "#updated", _time(file.get("updated")))
+        return file, vouched.fingerprint
+
+    def _url(self, path: object) -> str:
+        """Where a path of the index leads: below the index's own root, or to a host that is allowed."""
+        if not isinstance(path, str) or len(path) > 1024:
+            raise _wrong("a path is no text")
+        if "://" in path:
+            return self._elsewhere(path)
+        parts = path.split("/")
+        if any(not _PART.fullmatch(part) or part in (".", "..") for part in parts):
+            raise _wrong(f"the path '{one_line(path, 200)}' is refused")
+        return self._root + "/".join(quote(part, safe=":+~@=") for part in parts)
+
+    def _elsewhere(self, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            host = parts.netloc
+        except ValueError:
+            host = ""
+        own = urlsplit(self._root)
+        plain = (
+            re.fullmatch(r"[!-~]+", url) and not (parts.query or parts.fragment) if host else False
+        )
+        if (
+            not plain
+            or parts.scheme not in {own.scheme, "https"}
+            or host not in {own.netloc, *self._source.hosts}
+        ):
+            raise InvalidInput(
+                f"the index leads to {one_line(url, 200)}, which its record does not allow",
+                hint="if the publisher means it, name the host under hosts in a catalogue of your own",
+            )
+        return url
+
+
+def _scheme(versions: Table) -> Scheme | None:
+    """The shape of the newest label that has one."""
+    return next((s for label in sorted(versions, reverse=True) if (s := scheme_of(label))), None)
+
+
+def _format(name: str) -> str:
+    """Of a disk by its file's name: ``.img`` is Ubuntu's for qcow2."""
+    plain = re.sub(r"\.(?:xz|gz|zst)$", "", name)
+    end = plain.rpartition(".")[2]
+    return {"img": "qcow2", "qcow2": "qcow2", "raw": "raw", "vhd": "vhd", "vmdk": "vmdk"}.get(
+        end, "raw"
+    )
+
+
+def _time(text: object) -> int | None:
+    if text is None:
+        return None
+    try:
+        return int(parsedate_to_datetime(str(text)).timestamp())
+    except (ValueError, OverflowError, TypeError):
+        raise _wrong("updated is no time") from None
+
+
+def _table(value: object, what: str) -> Table:
+    if not isinstance(value, dict):
+        raise _wrong(f"{one_line(what, 200)} is no table")
+    return value
+
+
+def _wrong(what: str) -> InvalidInput:
+    return InvalidInput(
+        f"the index cannot be used: {what}", hint="tell its publisher; nothing of it was used"
+    )
