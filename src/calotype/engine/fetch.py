@@ -7,8 +7,9 @@ exactly that address, and the same is done again at every redirect.
 import ipaddress
 import re
 import socket
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -20,6 +21,7 @@ from calotype.errors import Conflict, InvalidInput, NotFound, ToolFailed
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Connect = Callable[[SplitResult, Sequence[Network]], urllib3.HTTPConnectionPool]
 
 #: Ranges that :attr:`is_global` takes for public and that lead inside (NAT64, 6to4, Azure's host agent).
 _INSIDE = tuple(
@@ -28,6 +30,8 @@ _INSIDE = tuple(
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({404, 410})
 _MAX_REDIRECTS = 5
+_LINES = 8  # connections to one server that stay open
+_STALLED = 20.0  # seconds without a byte after which another server is asked
 _PASSING = frozenset({429, 500, 502, 503, 504})
 _PATIENCE = 120.0  # seconds that a small file may take
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each further try
@@ -155,6 +159,49 @@ class Remote:
             raise ToolFailed(f"cannot fetch {plain(self.url)}: {error}") from error
 
 
+class Answered(ToolFailed):
+    """A server that answers, and not with the file; ``status`` is HTTP's."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Lines:
+    """Connections that stay open; each server's address is checked when it is first connected to.
+
+    Safe to use from several threads at once.
+    """
+
+    def __init__(self, allow: Sequence[str] = ()) -> None:
+        """``allow``: networks (CIDR) that may be reached although they are not public."""
+        self._networks = [_network(text) for text in allow]
+        self._lock = threading.Lock()
+        self._pools: dict[tuple[str, str], urllib3.HTTPConnectionPool] = {}
+
+    def open(self, url: str, wanted: str | None) -> BaseHTTPResponse:
+        """The answer to a GET, for the range ``wanted`` or the whole, its body unread; the caller closes it.
+
+        Raises:
+            NotFound: the server has no such file.
+            Answered: the server says that it will not.
+            InvalidInput: the URL, or an address behind it, is refused.
+            ToolFailed, urllib3.exceptions.HTTPError: the server does not deliver.
+        """
+        return _open(url, self._networks, wanted, self._connected)[0]
+
+    def _connected(
+        self, parts: SplitResult, allow: Sequence[Network]
+    ) -> urllib3.HTTPConnectionPool:
+        server = (parts.scheme, parts.netloc)
+        with self._lock:
+            if (pool := self._pools.get(server)) is not None:
+                return pool
+        pool = _pool(parts, allow, read=_STALLED)
+        with self._lock:
+            return self._pools.setdefault(server, pool)
+
+
 def get(url: str, limit: int, *, allow: Sequence[str] = ()) -> bytes:
     """All of a small file, of ``limit`` bytes at most; asked for once.
 
@@ -234,10 +281,31 @@ def _network(text: str) -> Network:
         raise InvalidInput(f"'{text}' is not a network", hint="write 192.168.1.0/24") from error
 
 
-def _open(url: str, allow: Sequence[Network], wanted: str | None) -> tuple[BaseHTTPResponse, str]:
+def _pool(
+    parts: SplitResult, allow: Sequence[Network], read: float = 60.0
+) -> urllib3.HTTPConnectionPool:
+    """Connections to the one address that was found for a URL's host, and was allowed."""
+    host, port = _ascii(parts.hostname or ""), _port(parts)
+    address = str(_resolve(host, port, allow))
+    timeout = urllib3.Timeout(connect=15, read=read)
+    if parts.scheme == "https":
+        return urllib3.HTTPSConnectionPool(
+            address,
+            port,
+            timeout=timeout,
+            maxsize=_LINES,
+            server_hostname=host,
+            assert_hostname=host,
+        )
+    return urllib3.HTTPConnectionPool(address, port, timeout=timeout, maxsize=_LINES)
+
+
+def _open(
+    url: str, allow: Sequence[Network], wanted: str | None, connect: Connect = _pool
+) -> tuple[BaseHTTPResponse, str]:
     """The answer to a GET for a range (``None``: for all), body unread, and the URL after redirects."""
     for _ in range(_MAX_REDIRECTS + 1):
-        response = _get(_split(url), allow, wanted)
+        response = _get(_split(url), allow, wanted, connect)
         if response.status in (200, 206):
             return response, url
         if response.status in _PASSING:
@@ -247,7 +315,9 @@ def _open(url: str, allow: Sequence[Network], wanted: str | None) -> tuple[BaseH
         response.close()
         if response.status not in _REDIRECTS or location is None:
             said = f"{plain(url)} answers {response.status} {response.reason or ''}".strip()
-            raise NotFound(said) if response.status in _GONE else ToolFailed(said)
+            if response.status in _GONE:
+                raise NotFound(said)
+            raise Answered(said, response.status)
         target = _join(url, location)
         if _split(url).scheme == "https" and _split(target).scheme != "https":
             raise InvalidInput(f"{plain(url)} redirects from https to {plain(target)}")
@@ -255,29 +325,21 @@ def _open(url: str, allow: Sequence[Network], wanted: str | None) -> tuple[BaseH
     raise ToolFailed(f"{plain(url)} redirects more than {_MAX_REDIRECTS} times")
 
 
-def _get(parts: SplitResult, allow: Sequence[Network], wanted: str | None) -> BaseHTTPResponse:
+def _get(
+    parts: SplitResult, allow: Sequence[Network], wanted: str | None, connect: Connect
+) -> BaseHTTPResponse:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidInput(f"'{parts.geturl()}' is not an http or https URL")
     if parts.username is not None or parts.password is not None:
         raise InvalidInput(
             "a URL with a user or password in it is refused", hint="use a signed URL"
         )
-    host, port = _ascii(parts.hostname), _port(parts)
-    address = str(_resolve(host, port, allow))
-    timeout = urllib3.Timeout(connect=15, read=60)
-    pool: urllib3.HTTPConnectionPool = (
-        urllib3.HTTPSConnectionPool(
-            address, port, timeout=timeout, server_hostname=host, assert_hostname=host
-        )
-        if parts.scheme == "https"
-        else urllib3.HTTPConnectionPool(address, port, timeout=timeout)
-    )
     target = parts.path or "/"
-    return pool.urlopen(
+    return connect(parts, allow).urlopen(
         "GET",
         f"{target}?{parts.query}" if parts.query else target,
         headers={
-            "Host": _authority(host, parts),
+            "Host": _authority(_ascii(parts.hostname), parts),
             "User-Agent": "calotype",
             "Accept-Encoding": "identity",
             **({} if wanted is None else {"Range": wanted}),

@@ -25,6 +25,7 @@ HEADER = b"CALOPACK"
 _FOOT = struct.Struct("<8sHBBIII64s")
 _FOOT_MAGIC = b"CALOFOOT"
 _TRAILER = struct.Struct("<Q32s8s")
+TRAILER = _TRAILER.size  # bytes after the footer
 _TRAILER_MAGIC = b"CALOTAIL"
 _VERSION = 1
 
