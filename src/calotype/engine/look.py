@@ -22,9 +22,10 @@ from calotype.guest import (
     survey,
 )
 from calotype.guest import generalize as generalize_view
+from calotype.guest.inspect import generations
 from calotype.guest.locate import find_root
 from calotype.guest.proof import prove_tree
-from calotype.model import Verdict
+from calotype.model import Generation, Verdict
 
 _SUPERBLOCK = 1024
 _NEEDS_RECOVERY = 0x4
@@ -51,6 +52,12 @@ def prove(context: Context, disk: Disk) -> Proof:
     """The proof of an OS disk (see :func:`looked`)."""
     with looked(context, disk) as look:
         return look.proof
+
+
+def firmware(context: Context, index: str) -> tuple[Generation, ...]:
+    """The firmware that a stored OS disk can start by, as far as its partitions tell."""
+    with closing(context.repository.open(index)) as disk:
+        return generations(survey(disk))
 
 
 @contextmanager

@@ -1,27 +1,31 @@
 """Where a new image is to stand: by itself, or as a version in a gallery."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
 from calotype.catalog import Act
-from calotype.engine import names
+from calotype.engine import look, names
 from calotype.engine.context import Context
 from calotype.errors import Conflict, InvalidInput
 from calotype.model import (
     Image,
     ImageDefinition,
-    ImageDisk,
     ImageVersion,
     OsState,
     OsType,
     Shelf,
+    SourceKind,
+    Stage,
     Version,
+    VirtualMachine,
 )
 
 #: The highest LUN of a data disk.
 MAX_LUN = 63
+#: Whose firmware is known: of what came otherwise the disk says which it can be.
+_STARTED = (SourceKind.VM, SourceKind.IMAGE)
 
 
 class Place(Protocol):
@@ -101,44 +105,53 @@ class InGallery:
             )
         context.catalog.versions.require_free(self.definition.id, self.version)
 
-    def require_fit(self, image: Image) -> None:
-        """Refuse an image that is not what the definition says.
+    def require_like(self, source: Image | VirtualMachine) -> None:
+        """Refuse what has another system, processor or plan than the definition says.
+
+        Raises:
+            InvalidInput: so it is.
+        """
+        wanted = self.definition
+        for what, said, is_, option in (
+            ("OS type", wanted.os_type, source.os_type, "--os-type"),
+            ("architecture", wanted.architecture, source.architecture, "--architecture"),
+        ):
+            if said is not is_:
+                raise self._unlike(what, said, source.name, is_, option)
+        if wanted.plan is not None and source.plan not in (None, wanted.plan):
+            raise InvalidInput(
+                f"the plan of image definition '{self.owner}' differs from that of '{source.name}'",
+                hint="a plan goes with an image wherever it goes: make a definition without a plan, and its "
+                "versions have the image's",
+            )
+
+    def fitted(self, context: Context, image: Image) -> Image:
+        """The image, if it is what the definition says; a disk that starts by both firmwares fits both.
 
         Raises:
             InvalidInput: another system, state, firmware, processor or plan; two data disks with one LUN.
         """
-        wanted = self.definition
-        differences = (
-            ("OS type", wanted.os_type, image.os_type, "--os-type"),
-            ("generation", wanted.generation, image.generation, "--hyper-v-generation"),
-            ("architecture", wanted.architecture, image.architecture, "--architecture"),
-        )
-        for what, said, is_, option in differences:
-            if said is not is_:
-                raise InvalidInput(
-                    f"the {what} of image definition '{self.owner}' is {said}, and '{image.name}' is {is_}",
-                    hint=f"make a definition for it: calotype gallery image-definition create "
-                    f"{wanted.gallery}/NAME {option} {is_} …",
-                )
-        if wanted.os_state is not image.os_state:
+        self.require_like(image)
+        if self.definition.os_state is not image.os_state:
             raise InvalidInput(
-                f"the OS state of image definition '{self.owner}' is {wanted.os_state}, and '{image.name}' "
-                f"is {image.os_state}",
+                f"the OS state of image definition '{self.owner}' is {self.definition.os_state}, and "
+                f"'{image.name}' is {image.os_state}",
                 hint=self._cure(image),
             )
-        if wanted.plan is not None and image.plan not in (None, wanted.plan):
-            raise InvalidInput(
-                f"the plan of image definition '{self.owner}' differs from that of '{image.name}'",
-                hint="a plan goes with an image wherever it goes: make a definition without a plan, and its "
-                "versions have the image's",
-            )
-        require_luns(image.data_disks)
+        require_luns(disk.lun for disk in image.data_disks)
+        said, is_ = self.definition.generation, image.generation
+        if said is is_ and image.provenance.kind in _STARTED:
+            return image
+        seen = look.firmware(context, image.os_disk.index)
+        if said in seen or (said is is_ and not seen):
+            stage = image.stage if said is is_ else Stage.STAGED  # nobody saw it start like that
+            return replace(image, generation=said, stage=stage)
+        raise self._unlike("generation", said, image.name, is_, "--hyper-v-generation")
 
     def put(self, context: Context, image: Image, act: Act | None) -> Image:
         """Make the version exist."""
-        self.require_fit(image)
         placed = replace(
-            image,
+            self.fitted(context, image),
             name=self.name,
             scope=self.definition.scope,
             shelf=Shelf.GALLERY,
@@ -163,6 +176,13 @@ class InGallery:
         context.catalog.versions.add(version, *([act] if act else []), created)
         return placed
 
+    def _unlike(self, what: str, said: str, name: str, is_: str, option: str) -> InvalidInput:
+        return InvalidInput(
+            f"the {what} of image definition '{self.owner}' is {said}, and '{name}' is {is_}",
+            hint="make a definition for it: calotype gallery image-definition create "
+            f"{self.definition.gallery}/NAME {option} {is_} …",
+        )
+
     def _cure(self, image: Image) -> str:
         """How to come by an image in the state that the definition wants."""
         if self.definition.os_state is OsState.SPECIALIZED:
@@ -181,15 +201,16 @@ class InGallery:
         )
 
 
-def require_luns(data_disks: Sequence[ImageDisk]) -> None:
+def require_luns(luns: Iterable[int | None]) -> None:
     """Refuse two data disks with one LUN, and LUNs that there are not.
 
     Raises:
         InvalidInput: so it is.
     """
-    luns = [disk.lun for disk in data_disks]
+    seen = set()
     for lun in luns:
         if lun is None or not 0 <= lun <= MAX_LUN:
             raise InvalidInput(f"{lun} is not a LUN", hint=f"0 to {MAX_LUN}")
-        if luns.count(lun) > 1:
+        if lun in seen:
             raise InvalidInput(f"two data disks have LUN {lun}", hint="give each a LUN of its own")
+        seen.add(lun)

@@ -1,17 +1,32 @@
 """Image versions: made of other images, of VMs, of managed disks and their snapshots, of disk files."""
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from calotype.engine import lifecycle, names, references
+from calotype.engine import lifecycle, look, names, references, settle, snapshots
+from calotype.engine.capture import CaptureRequest, capture_vm
 from calotype.engine.context import Context
 from calotype.engine.galleries import require_tags
-from calotype.engine.places import InGallery
-from calotype.errors import ReportRefused
-from calotype.model import Image, ImageVersion, Provenance, SourceKind
+from calotype.engine.import_ import ImageRequest, import_image
+from calotype.engine.machines import power
+from calotype.engine.moment import Freeze
+from calotype.engine.places import InGallery, require_luns
+from calotype.engine.sources import Upload
+from calotype.engine.steps import DEFAULT, Steps
+from calotype.errors import InvalidInput, ReportRefused
+from calotype.model import (
+    Image,
+    ImageDisk,
+    ImageVersion,
+    OsState,
+    PowerState,
+    Provenance,
+    Snapshot,
+    SourceKind,
+)
 
 
 def place(context: Context, reference: str, **options: Any) -> InGallery:
@@ -45,25 +60,214 @@ def of_image(
     where.check(context)
     with context.operation():
         image = references.find(context, source)
-        where.require_fit(image)
         lifecycle.warnings_of(context, image)
+        made_of = Provenance(
+            kind=SourceKind.IMAGE,
+            source=image.name,
+            image_id=image.id,
+            notes=image.provenance.notes,
+        )
         copy = replace(
-            image,
+            where.fitted(context, replace(image, provenance=made_of)),
             id=names.new_id(),
             name=where.name,
             tags=require_tags(image.tags if tags is None else tags),
-            provenance=Provenance(
-                kind=SourceKind.IMAGE,
-                source=image.name,
-                image_id=image.id,
-                notes=image.provenance.notes,
-            ),
             parent_id=image.id,
             created_at=datetime.now(UTC),
         )
         _carry_evidence(context, image, copy)
         where.put(context, copy, None)
     return context.catalog.versions.of_image(copy.id)
+
+
+def of_vm(
+    context: Context,
+    where: InGallery,
+    vm_name: str,
+    *,
+    generalize: bool = False,
+    force: bool = False,
+    freeze: Freeze = "auto",
+    steps: Steps = DEFAULT,
+    tags: Mapping[str, str] | None = None,
+) -> ImageVersion:
+    """Make a version of a VM, with all its disks; the VM goes on.
+
+    Args:
+        context: the installation.
+        where: where it is to stand.
+        vm_name: the VM.
+        generalize: generalize a copy on the way.
+        force: the definition's OS state holds although the disk contradicts it, which is recorded.
+        freeze: whether its file systems are frozen for the instant.
+        steps: of generalizing.
+        tags: the version's.
+
+    Raises:
+        InvalidInput: it is not what the definition says.
+        Conflict, Forbidden: the number is taken, or the caller may not publish there.
+        GuestError: it cannot be frozen, or generalized.
+    """
+    where.check(context)
+    vm = context.catalog.vm(vm_name)
+    where.require_like(vm)
+    wanted = where.definition.os_state
+    general = wanted is OsState.GENERALIZED
+    if generalize and not general:
+        raise InvalidInput(
+            f"the OS state of image definition '{where.owner}' is {wanted}: nothing in it is generalized",
+            hint="leave out --generalize, or take a definition whose OS state is Generalized",
+        )
+    running = power(context, vm) in (PowerState.RUNNING, PowerState.PAUSED)
+    if general and running and not (generalize or force):
+        raise InvalidInput(
+            f"the OS state of image definition '{where.owner}' is Generalized, and VM '{vm.name}' runs: it "
+            "is one machine",
+            hint="say --generalize: a copy is generalized on the way, and the VM goes on",
+        )
+    request = CaptureRequest(
+        name=where.name,
+        generalize=generalize,
+        freeze=freeze,
+        steps=steps,
+        os_state=wanted if force or (general and not generalize) else None,
+        force=force,
+        tags=require_tags(tags or {}),
+    )
+    captured = capture_vm(context, vm.id, request, where)
+    return context.catalog.versions.of_image(captured.image.id)
+
+
+def of_files(
+    context: Context,
+    where: InGallery,
+    upload: Upload,
+    data: Mapping[int, Upload] | None = None,
+    *,
+    force: bool = False,
+    tags: Mapping[str, str] | None = None,
+) -> ImageVersion:
+    """Make a version of disk files: the OS disk (or an OVA with all disks), and data disks by LUN.
+
+    Raises:
+        DiskRefused: the gate does not let a file in.
+        InvalidInput: they are not what the definition says, and it is not forced.
+        Conflict, Forbidden: the number is taken, or the caller may not publish there.
+    """
+    require_luns(data or {})
+    wanted = where.definition
+    request = ImageRequest(
+        name=where.name,
+        os_type=wanted.os_type,
+        os_state=wanted.os_state,
+        architecture=wanted.architecture,
+        generation=wanted.generation,
+        force=force,
+        tags=require_tags(tags or {}),
+    )
+    imported = import_image(context, request, upload, data or {}, where)
+    return context.catalog.versions.of_image(imported.image.id)
+
+
+def of_snapshots(
+    context: Context,
+    where: InGallery,
+    os_disk: str,
+    data: Mapping[int, str] | None = None,
+    *,
+    force: bool = False,
+    tags: Mapping[str, str] | None = None,
+) -> ImageVersion:
+    """Make a version of snapshots: of an OS disk, and of data disks by LUN.
+
+    Raises:
+        NotFound: there is no such snapshot.
+        InvalidInput: they are not what the definition says, and it is not forced.
+        Conflict, Forbidden: the number is taken, or the caller may not publish there.
+    """
+    where.check(context)
+    require_luns(data or {})
+    with context.operation():
+        found = context.catalog.snapshots
+        others = {lun: found.get(name) for lun, name in (data or {}).items()}
+        return _of_snapshots(context, where, found.get(os_disk), others, force=force, tags=tags)
+
+
+def of_disks(
+    context: Context,
+    where: InGallery,
+    os_disk: str,
+    data: Mapping[int, str] | None = None,
+    *,
+    force: bool = False,
+    tags: Mapping[str, str] | None = None,
+) -> ImageVersion:
+    """Make a version of managed disks: an OS disk, and data disks by LUN, each at an instant of its own.
+
+    Snapshots are taken of them, and deleted afterwards.
+
+    Raises:
+        NotFound: there is no such disk.
+        InvalidInput: they are not what the definition says, and it is not forced.
+        Conflict, Forbidden: the number is taken, or the caller may not publish there.
+    """
+    where.check(context)
+    require_luns(data or {})
+    with ExitStack() as stack:
+
+        def taken(disk: str) -> Snapshot:
+            name = f"for-a-version-{names.new_id()}"
+            snapshot = snapshots.create(context, name, disk).snapshot
+            stack.callback(snapshots.delete, context, snapshot.id)
+            return replace(snapshot, name=disk)
+
+        others = {lun: taken(disk) for lun, disk in (data or {}).items()}
+        first = taken(os_disk)
+        with context.operation():
+            return _of_snapshots(context, where, first, others, force=force, tags=tags)
+
+
+def _of_snapshots(
+    context: Context,
+    where: InGallery,
+    first: Snapshot,
+    others: Mapping[int, Snapshot],
+    *,
+    force: bool,
+    tags: Mapping[str, str] | None,
+) -> ImageVersion:
+    """A version of disks in the store: what the OS disk shows must be what the definition says."""
+    wanted = where.definition
+    proof = look.prove_index(context, first.index)
+    plan, entitlement = None, None
+    if first.image_id is not None:
+        plan, entitlement = context.catalog.versions.heritage(first.image_id)
+    image = Image(
+        id=names.new_id(),
+        name=where.name,
+        os_type=proof.seen.os_type or wanted.os_type,
+        os_state=wanted.os_state,
+        os_disk=ImageDisk(index=first.index, size=first.size),
+        data_disks=tuple(
+            ImageDisk(index=one.index, size=one.size, lun=lun)
+            for lun, one in sorted(others.items())
+        ),
+        architecture=proof.seen.architecture or wanted.architecture,
+        generation=wanted.generation,
+        tags=require_tags(tags or {}),
+        provenance=Provenance(
+            kind=SourceKind.DISK,
+            source=first.name,
+            image_id=first.image_id,
+            consistency=first.consistency,
+        ),
+        created_at=datetime.now(UTC),
+        plan=plan,
+        entitlement=entitlement,
+    )
+    settled = settle.settle(image, wanted.os_state, proof, force=force)
+    admitted = settle.admit(context, settled, where, proof)
+    return context.catalog.versions.of_image(admitted.id)
 
 
 def _carry_evidence(context: Context, source: Image, copy: Image) -> None:
