@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, Select, insert, se
 from calotype.catalog import rows
 from calotype.catalog.audit import Act, append
 from calotype.catalog.galleries import Galleries
-from calotype.catalog.images import drop_image, image_disk_rows_of, put_image
+from calotype.catalog.images import disk_rows_by_image, drop_image, image_disk_rows_of, put_image
 from calotype.catalog.lineage import mark_revoked, revocation
 from calotype.catalog.tables import definitions, images, lineage, versions, vms
 from calotype.errors import Conflict, NotAllowed, NotFound
@@ -143,7 +143,8 @@ class Versions:
         with self._read() as db:
             self._require(db, Role.READER, definition_id)
             found = db.execute(_newest_first(query).limit(limit)).mappings().all()
-            return [_version(db, row) for row in found]
+            disks = disk_rows_by_image(db, [row["id"] for row in found])
+            return [_with_disks(row, disks[row["id"]]) for row in found]
 
     def update(self, *changed: ImageVersion, act: Act) -> None:
         """Change what people may set of versions (not their numbers, images and states), all at once.
@@ -222,7 +223,7 @@ class Versions:
             excluded = _exclude_above(db, latest)
             if excluded:
                 detail = {"to": latest.reference, "excluded": excluded}
-                append(db, Act("gallery.rollback", f"image definition {owner}", detail))
+                append(db, Act("definition.rollback", f"image definition {owner}", detail))
             return RolledBack(latest, tuple(excluded))
 
     def users(self, definition_id: str) -> dict[str, tuple[str, ...]]:
@@ -475,11 +476,15 @@ def _row(db: Connection, version: ImageVersion) -> dict[str, Any]:
 
 
 def _version(db: Connection, row: RowMapping) -> ImageVersion:
+    return _with_disks(row, image_disk_rows_of(db, row["id"]))
+
+
+def _with_disks(row: RowMapping, disk_rows: Sequence[rows.Row]) -> ImageVersion:
     return ImageVersion(
         definition_id=row["definition_id"],
         reference=row["name"],
         version=_number(row),
-        image=rows.to_image(dict(row), image_disk_rows_of(db, row["id"])),
+        image=rows.to_image(dict(row), disk_rows),
         exclude_from_latest=row["exclude_from_latest"],
         state=Lifecycle(row["state"]),
         replacement=row["replacement"],
