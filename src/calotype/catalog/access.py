@@ -180,6 +180,10 @@ class Access:
             Forbidden: the caller has no such role there.
         """
         place = {"subscription": scope.subscription, "resource_group": scope.group}
+        self.require_place(db, role, place, what)
+
+    def require_place(self, db: Connection, role: Role, place: Row, what: str) -> None:
+        """As :meth:`require_in`, for a group, a whole subscription (no group), or a resource (its ``id``)."""
         if not self.has(db, role, place):
             raise self._refusal(db, role, place, what)
 

@@ -36,6 +36,7 @@ from calotype.catalog.marketplace import Marketplace
 from calotype.catalog.replicas import Replicas
 from calotype.catalog.restore_points import RestorePoints
 from calotype.catalog.snapshots import Snapshots
+from calotype.catalog.subscriptions import Roles, Subscriptions
 from calotype.catalog.tables import (
     disks,
     image_disks,
@@ -69,19 +70,6 @@ HEAD = "0005"
 OWNER = Caller()
 #: What is said instead of the name of a VM that the caller may not see.
 HIDDEN = "(of others)"
-#: The parts of a catalogue that are made when they are first used.
-_PARTS = (
-    "audit",
-    "community",
-    "galleries",
-    "ledger",
-    "lineage",
-    "marketplace",
-    "replicas",
-    "restore_points",
-    "snapshots",
-    "versions",
-)
 
 
 class Catalog:
@@ -121,8 +109,9 @@ class Catalog:
         other = copy.copy(self)
         other.access = Access(caller)
         other._principal = caller.principal or self._principal  # noqa: SLF001 (a copy of this one)
-        for name in _PARTS:
-            other.__dict__.pop(name, None)
+        for name, value in vars(Catalog).items():
+            if isinstance(value, cached_property):  # a part, which is made for one caller
+                other.__dict__.pop(name, None)
         return other
 
     # -- images
@@ -255,7 +244,7 @@ class Catalog:
             _record(db, act)
 
     def indexes_in_use(self) -> set[str]:
-        """Every Index that an image, a managed disk, a snapshot or a restore point needs: for housekeeping."""
+        """Every Index that an image, a disk, a snapshot or a restore point needs: for housekeeping."""
         self.access.require_all("see every disk")
         columns = (
             image_disks.c.index,
@@ -482,6 +471,16 @@ class Catalog:
     def snapshots(self) -> Snapshots:
         """Snapshots of managed disks."""
         return Snapshots(self._read, self._write, self.access)
+
+    @cached_property
+    def subscriptions(self) -> Subscriptions:
+        """Subscriptions and their quotas."""
+        return Subscriptions(self._read, self._write, self.access)
+
+    @cached_property
+    def roles(self) -> Roles:
+        """Who has which role where."""
+        return Roles(self._read, self._write, self.access)
 
     @cached_property
     def audit(self) -> Audit:

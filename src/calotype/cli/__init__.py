@@ -22,6 +22,8 @@ GROUPS = {
     "community": "Community galleries: publish, list, search, show, report; follow other installations'.",
     "keys": "The key that signs evidence reports, and the keys that are believed.",
     "audit": "What somebody must answer for: overrides, keys; whether the record is whole.",
+    "subscription": "Subscriptions: whom resources belong to, and how much there may be of them.",
+    "role": "Roles: who may see, change, share what, in a subscription, a group, or for a resource.",
     "recipe": "Recipes: build an image from a distribution's own packages.",
 }
 SINGLES = {

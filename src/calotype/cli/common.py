@@ -24,6 +24,7 @@ from rich.text import Text
 from calotype import progress, wire
 from calotype.cli.text import size
 from calotype.engine.context import Context
+from calotype.model import Caller
 
 _GLOBAL = Group("Global options", sort_key=1000)
 
@@ -114,8 +115,25 @@ def session(common: Common | None) -> Iterator[Context]:
         logging.basicConfig(level=logging.INFO, format="+ %(message)s", stream=sys.stderr)
     console = Console(stderr=True)
     bars = console.is_terminal and not common.quiet
-    context = wire.build(progress=Bars(console) if bars else progress.SILENT)
+    context = wire.build(
+        progress=Bars(console) if bars else progress.SILENT, caller=_caller(common)
+    )
     try:
         yield context
+    finally:
+        context.close()
+
+
+def _caller(common: Common) -> Caller:
+    """Whom the command works for, and where."""
+    if common.principal is common.subscription is common.resource_group is None:
+        return Caller()
+    from calotype.engine import subscriptions  # noqa: PLC0415 (loads what other commands need not)
+
+    context = wire.build()
+    try:
+        return subscriptions.caller(
+            context, common.principal, common.subscription, common.resource_group
+        )
     finally:
         context.close()

@@ -6,6 +6,7 @@ from uuid import uuid4
 from calotype.errors import InvalidInput
 
 _RESOURCE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9_])?")
+_PRINCIPAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9@._:+/-]{0,127}")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _MAX_VCPUS = 255  # of QEMU's machine without an IOMMU
 _MIN_MEMORY = 16 << 20
@@ -53,6 +54,20 @@ def admin_user(name: str) -> str:
     if name in _RESERVED:
         raise InvalidInput(
             f"the user name '{name}' is reserved", hint="choose another, as on Azure"
+        )
+    return name
+
+
+def principal(name: str) -> str:
+    """``name`` if it can be that of somebody, or something, that has roles.
+
+    Raises:
+        InvalidInput: it cannot.
+    """
+    if not _PRINCIPAL.fullmatch(name):
+        raise InvalidInput(
+            f"'{name}' cannot be a principal",
+            hint="1 to 128 letters, digits, and any of @ . _ : + / - (not in the first place)",
         )
     return name
 

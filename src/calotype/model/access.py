@@ -31,6 +31,15 @@ class QuotaKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """What a subscription has of a kind, and may have (``None``: as much as it likes); counts, or bytes."""
+
+    kind: QuotaKind
+    used: int
+    most: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Scope:
     """Where a resource is: a subscription's id, and a resource group in it."""
 
