@@ -102,6 +102,14 @@ class Marketplace:
         with self._read() as db:
             return list(db.scalars(query.order_by(images.c.name)))
 
+    def eula(self, plan: PurchasePlan) -> str | None:
+        """The licence of the newest image that has a plan; "" where it names none, ``None``: no image has."""
+        like = [images.c.plan[key].as_string() == text for key, text in _plan_row(plan).items()]
+        query = select(images.c.eula).where(images.c.plan.is_not(None), *like)
+        with self._read() as db:
+            row = db.execute(query.order_by(images.c.created_at.desc(), images.c.id)).first()
+        return None if row is None else row.eula or ""
+
     # -- terms
 
     def acceptance(self, plan: PurchasePlan) -> Acceptance | None:
