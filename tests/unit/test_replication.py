@@ -1,0 +1,314 @@
+"""Versions in several regions: usable at once, region by region, again after whatever interrupted it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import closing
+
+import pytest
+from tests.published import a_definition, a_version
+
+from calotype import wire
+from calotype.config import SETTINGS
+from calotype.disk.base import read
+from calotype.engine import lifecycle, replication, storage
+from calotype.engine.launch import VmRequest, create_vm
+from calotype.errors import InvalidInput, NotAllowed
+from calotype.model import MIB, ReplicationState
+from calotype.store.location import open_store
+from calotype.store.repository import Repository
+
+DEAD = "s3://images/x?endpoint=http://127.0.0.1:1"
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch):
+    for setting in SETTINGS:
+        monkeypatch.delenv(setting.environment, raising=False)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+
+
+def regions(context, **stores):
+    """Configure stores by name."""
+    lines = [f'{name} = "{url}"' for name, url in stores.items()]
+    context.home.prepare().config.write_text("[stores]\n" + "\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def here(context, tmp_path):
+    """An installation with two regions, and a gallery."""
+    regions(context, north=tmp_path / "north", south=tmp_path / "south", dead=DEAD)
+    a_definition(context)
+    return context
+
+
+def states(done):
+    return {replica.region: replica.state.value for replica in done.summary}
+
+
+def indexes_in(path):
+    return sorted(p.name for p in (path / "indexes").iterdir()) if path.exists() else []
+
+
+def own(version):
+    return sorted(disk.index for disk in version.image.disks)
+
+
+def content_of(repository, index):
+    with closing(repository.open(index)) as disk:
+        return read(disk, 0, disk.size)
+
+
+def flip(directory):
+    """Damage every pack of data."""
+    for pack in (directory / "packs").iterdir():
+        raw = bytearray(pack.read_bytes())
+        raw[len(raw) // 3] ^= 1
+        pack.write_bytes(raw)
+
+
+def test_a_version_goes_to_its_regions_with_all_its_disks(here, tmp_path):
+    disks = [os.urandom(2 * MIB), os.urandom(MIB)]
+    version = a_version(here, content=disks[0], data=[disks[1]])
+    done = replication.replicate(here, version, ["north", "south"])
+    assert states(done) == {"north": "Completed", "south": "Completed"}
+    assert done.aggregated_state == "Completed"
+    assert all(r.progress == 100 and r.bytes_stored > 3 * MIB for r in done.summary)
+    for region in ("north", "south"):
+        assert indexes_in(tmp_path / region) == own(version)
+        with storage.other_store(here, region) as other:
+            assert other.check().ok
+            found = [content_of(other, disk.index) for disk in version.image.disks]
+            assert found == disks
+    again = replication.replicate(here, version, ["north", "south"])
+    assert [r.bytes_stored for r in again.summary] == [r.bytes_stored for r in done.summary]
+
+
+def test_only_what_a_region_lacks_is_moved(here):
+    content = os.urandom(4 * MIB)
+    first = a_version(here, "1.0.0", content=content)
+    second = a_version(here, "1.1.0", content=content[: 3 * MIB] + os.urandom(MIB))
+    replication.replicate(here, first, ["north"])
+    (replica,) = replication.replicate(here, second, ["north"]).summary
+    assert replica.bytes_stored < 2 * MIB
+
+
+def test_one_region_that_is_down_does_not_hinder_the_rest(here):
+    version = a_version(here)
+    done = replication.replicate(here, version, ["dead", "north", "south"])
+    assert states(done) == {"dead": "Failed", "north": "Completed", "south": "Completed"}
+    assert done.aggregated_state == "Failed"
+    failed = next(r for r in done.summary if r.region == "dead")
+    assert "s3://images/x" in failed.detail
+    create_vm(here, VmRequest(name="vm1", image=version.reference, start=False))
+
+
+def test_a_region_that_comes_back_is_tried_again(here, tmp_path):
+    version = a_version(here)
+    replication.replicate(here, version, ["dead", "north"])
+    regions(here, north=tmp_path / "north", dead=tmp_path / "revived")
+    context = wire.build(home=here.home)
+    done = replication.replicate(context, version)  # the ones that it is to be in
+    assert states(done) == {"dead": "Completed", "north": "Completed"}
+    assert indexes_in(tmp_path / "revived") == own(version)
+    context.close()
+
+
+def test_a_region_that_is_full_fails_alone(here, monkeypatch):
+    version = a_version(here)
+    real = replication.copy_indexes
+
+    def full(source, target, indexes, *, progress):
+        with progress.phase("Copy", 100) as report:
+            if progress._region == "south":
+                report(50)
+                raise OSError(28, "No space left on device")
+        return real(source, target, indexes, progress=progress)
+
+    monkeypatch.setattr(replication, "copy_indexes", full)
+    done = replication.replicate(here, version, ["south", "north"])
+    assert states(done) == {"north": "Completed", "south": "Failed"}
+    assert next(r for r in done.summary if r.region == "south").detail == "No space left on device"
+
+
+def test_a_version_is_usable_while_it_is_replicated_and_says_how_far_that_is(here, monkeypatch):
+    version = a_version(here, content=os.urandom(3 * MIB))
+    real, seen = replication.copy_indexes, []
+
+    def slow(source, target, indexes, *, progress):
+        with progress.phase("Copy", 100) as report:
+            report(40)
+            seen.append(replication.status(wire.build(home=here.home), version))
+        create_vm(here, VmRequest(name="vm1", image=version.reference, start=False))
+        return real(source, target, indexes, progress=progress)
+
+    monkeypatch.setattr(replication, "copy_indexes", slow)
+    replication.replicate(here, version, ["north"])
+    assert seen[0].aggregated_state == "InProgress"
+    (replica,) = seen[0].summary
+    assert (replica.state, replica.progress) == (ReplicationState.REPLICATING, 40)
+    assert here.catalog.vm("vm1")
+
+
+KILLED = """
+import os, signal, sys
+from calotype import wire
+from calotype.config import Home
+from calotype.engine import references, replication
+from calotype.store.transfer import Mover
+from pathlib import Path
+context = wire.build(home=Home(Path(sys.argv[1])))
+move = Mover.move
+def half(self, kind, marked, report):
+    def then_killed(n):
+        report(n)
+        os.kill(os.getpid(), signal.SIGKILL)
+    move(self, kind, marked, then_killed)
+Mover.move = half
+replication.replicate(context, references.find_version(context, "gal/web/1.0.0"), ["north"])
+"""
+
+
+def test_a_replication_that_was_killed_says_so_and_goes_on(here, tmp_path):
+    version = a_version(here, content=os.urandom(8 * MIB))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, here.home.root],
+        check=False,
+        env={"PATH": os.environ["PATH"]},
+    )
+    assert done.returncode == -signal.SIGKILL
+    status = replication.status(here, version)
+    assert states(status) == {"north": "Failed"}
+    assert "interrupted" in status.summary[0].detail
+    assert states(replication.replicate(here, version)) == {"north": "Completed"}
+    with storage.other_store(here, "north") as other:
+        assert other.check().ok
+
+
+def test_a_region_is_named_and_not_one_of_those_that_are_excluded(here):
+    version = a_version(here)
+    with pytest.raises(InvalidInput, match="no region 'west'") as caught:
+        replication.replicate(here, version, ["west"])
+    assert "[stores]" in caught.value.hint
+    assert "north" in caught.value.hint
+    with pytest.raises(NotAllowed, match="excluded from region 'south'"):
+        replication.require_regions(here, ["north", "south"], ["south"])
+    assert replication.require_regions(here, [here.region, "north", "north"]) == ("north",)
+    assert replication.status(here, version).summary == ()
+
+
+def test_a_store_that_names_chunks_otherwise_is_no_region(here, tmp_path):
+    Repository.create(open_store(str(tmp_path / "north")))
+    (replica,) = replication.replicate(here, a_version(here), ["north"]).summary
+    assert replica.state is ReplicationState.FAILED
+    assert "was not made for this installation" in replica.detail
+
+
+def test_what_is_damaged_here_comes_back_from_a_region(here):
+    content = os.urandom(3 * MIB)
+    version = a_version(here, content=content)
+    replication.replicate(here, version, ["south"])
+    flip(here.home.store)
+    here.close()
+    context = wire.build(home=here.home)
+    assert not storage.check(context).ok
+    assert storage.repair(context, "south").ok
+    assert content_of(context.repository, version.image.os_disk.index) == content
+    create_vm(context, VmRequest(name="vm1", image=version.reference, start=False))
+    context.close()
+
+
+def test_what_cannot_be_read_here_is_not_called_replicated(here):
+    version = a_version(here, content=os.urandom(3 * MIB))
+    flip(here.home.store)
+    here.close()
+    (replica,) = replication.replicate(here, version, ["north"]).summary
+    assert replica.state is ReplicationState.FAILED
+    assert "cannot be read here" in replica.detail
+
+
+# -- what goes when a version goes
+
+
+def test_a_purged_version_leaves_its_regions_and_what_others_need_stays(here, tmp_path):
+    shared, content = os.urandom(MIB), os.urandom(MIB)
+    first = a_version(here, "1.0.0", content=content, data=[shared])
+    second = a_version(here, "2.0.0", data=[shared])
+    for version in (first, second):
+        replication.replicate(here, version, ["north"])
+    lifecycle.delete(here, first.reference, force=True, purge=True)
+    replication.clean(here)
+    assert indexes_in(tmp_path / "north") == own(second)
+
+
+def test_a_deleted_version_that_can_come_back_keeps_its_replicas(here, tmp_path):
+    version = a_version(here)
+    replication.replicate(here, version, ["north"])
+    lifecycle.delete(here, version.reference, force=True)
+    assert replication.clean(here).removed == 0
+    assert indexes_in(tmp_path / "north") == own(version)
+
+
+def test_what_cannot_be_removed_now_is_remembered(here, tmp_path):
+    version = a_version(here)
+    replication.replicate(here, version, ["north"])
+    shutil.move(tmp_path / "north", tmp_path / "away")
+    lifecycle.delete(here, version.reference, force=True, purge=True)
+    assert list(replication.clean(here).waiting) == ["north"]
+    shutil.move(tmp_path / "away", tmp_path / "north")
+    assert replication.clean(here).removed == 1
+    assert indexes_in(tmp_path / "north") == []
+    assert here.system.replicas.unneeded() == {}
+
+
+def test_what_somebody_else_put_into_a_region_stays(here, tmp_path):
+    version = a_version(here)
+    storage.copy(here, "north", [version.image.id])
+    replication.replicate(here, version, ["north"])
+    replication.withdraw(here, version, ["north"])
+    assert replication.status(here, version).summary == ()
+    assert indexes_in(tmp_path / "north") == own(version)
+
+
+def test_a_version_is_taken_out_of_a_region(here, tmp_path):
+    version = a_version(here)
+    replication.replicate(here, version, ["north", "south"])
+    assert replication.withdraw(here, version, ["north"]).removed == 1
+    assert states(replication.status(here, version)) == {"south": "Completed"}
+    assert indexes_in(tmp_path / "north") == []
+    assert indexes_in(tmp_path / "south") == own(version)
+
+
+def test_a_region_that_another_command_holds_is_cleaned_next_time(here, tmp_path):
+    version = a_version(here)
+    replication.replicate(here, version, ["north"])
+    lifecycle.delete(here, version.reference, force=True, purge=True)
+    held, go = threading.Event(), threading.Event()
+
+    def hold():
+        with replication._held(here, "north"):
+            held.set()
+            go.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    assert "north" in replication.clean(here).waiting
+    go.set()
+    thread.join()
+    assert replication.clean(here).waiting == {}
+
+
+def test_the_audit_tells_where_a_version_went(here):
+    version = a_version(here)
+    replication.replicate(here, version, ["north"])
+    entry = here.catalog.audit.list()[0]
+    assert (entry.action, entry.resource) == (
+        "image-version.replicate",
+        "image version gal/web/1.0.0",
+    )
+    assert entry.detail["regions"] == ["north"]
