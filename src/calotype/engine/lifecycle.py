@@ -471,4 +471,4 @@ def _there(version: ImageVersion | None) -> ImageVersion:
 
 def _act(verb: str, version: ImageVersion, **detail: object) -> Act:
     resource = f"image version {version.reference}"
-    return Act(f"gallery.{verb}", resource, {"image": version.id, **detail})
+    return Act(f"version.{verb}", resource, {"image": version.id, **detail})
