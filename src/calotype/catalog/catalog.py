@@ -27,6 +27,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from calotype.catalog import quotas, rows
 from calotype.catalog.access import Access
 from calotype.catalog.audit import PRINCIPAL, Act, Audit, append
+from calotype.catalog.communities import Communities
 from calotype.catalog.community import Community
 from calotype.catalog.galleries import Galleries
 from calotype.catalog.images import drop_image, image_disk_rows_of, put_image
@@ -451,6 +452,11 @@ class Catalog:
     def community(self) -> Community:
         """Public galleries, and what people report of them."""
         return Community(self._read, self._write, self.galleries)
+
+    @cached_property
+    def communities(self) -> Communities:
+        """Other installations that are followed."""
+        return Communities(self._read, self._write, self.access)
 
     @cached_property
     def replicas(self) -> Replicas:

@@ -126,7 +126,7 @@ def galleries(context: Context, *, all_versions: bool = False) -> list[PublicGal
     """All public galleries with what they offer, by name; of each image the latest version, or all."""
     from calotype.engine import followed  # noqa: PLC0415 (see above)
 
-    shown = [_shown(context, g, all_versions=all_versions) for g in _public(context)]
+    shown = [_shown(context, g, all_versions=all_versions) for g in public(context)]
     others = followed.galleries(context)
     shown += others if all_versions else map(_latest_only, others)
     return sorted(shown, key=lambda g: (g.info.public_name, g.origin or ""))
@@ -211,7 +211,8 @@ def _require_one(context: Context, name: str) -> PublicGallery:
     return found[0]
 
 
-def _public(context: Context) -> Iterator[Gallery]:
+def public(context: Context) -> Iterator[Gallery]:
+    """The galleries of this installation that everybody may see, by their public names."""
     after: tuple[str, ...] = ()
     while page := context.system.galleries.list(community=True, limit=_PAGE, after=after):
         yield from page

@@ -44,7 +44,7 @@ class Publisher:
     def __init__(self, home: Home, lifetimes: Lifetimes | None = None) -> None:
         self._home = home
         self._directory = home.keys / "community"
-        self._offline = self._directory / "root"
+        self.root_directory = self._directory / "root"
         self.lifetimes = lifetimes or Lifetimes()
 
     @property
@@ -78,6 +78,11 @@ class Publisher:
     def fingerprint(self) -> str:
         """What others pin."""
         return metadata.fingerprint(self.root)
+
+    @property
+    def root_keys_here(self) -> bool:
+        """Whether private keys of the root are on this machine."""
+        return any(self.root_directory.glob("*.pem"))
 
     def create(self, *, root_keys: int = 1, threshold: int = 1) -> None:
         """Make keys and the first root, unless there are; ``threshold`` root keys must sign a root.
@@ -161,13 +166,13 @@ class Publisher:
         write_private(self._root_file(version), signed)
         self.__dict__.pop("roots", None)
         self._forget_others()
-        fresh = tuple(path for path, _pem in files if path.parent == self._offline)
+        fresh = tuple(path for path, _pem in files if path.parent == self.root_directory)
         return Rotated(version, self.fingerprint, tuple(roles), fresh)
 
     def _signers_of(self, root: Root, extra: Sequence[Path]) -> list[CryptoSigner]:
         """Enough of a root's keys to sign the next one."""
         found = {}
-        for path in [*sorted(self._offline.glob("*.pem")), *extra]:
+        for path in [*sorted(self.root_directory.glob("*.pem")), *extra]:
             signer = _read_key(path)
             if signer.public_key.keyid in root.roles["root"].keyids:
                 found[signer.public_key.keyid] = signer
@@ -221,13 +226,13 @@ class Publisher:
     def _key_file(self, role: Role, signer: CryptoSigner) -> Path:
         key_id = signer.public_key.keyid[:16]
         if role == "root":
-            return self._offline / f"{key_id}.pem"
+            return self.root_directory / f"{key_id}.pem"
         return self._directory / f"{role}-{key_id}.pem"
 
     def _forget_others(self) -> None:
         """Remove the private keys that the present root does not name."""
         named = {key_id[:16] for key_id in self.root.keys}
-        for path in [*self._directory.glob("*-*.pem"), *self._offline.glob("*.pem")]:
+        for path in [*self._directory.glob("*-*.pem"), *self.root_directory.glob("*.pem")]:
             if path.stem.rpartition("-")[2] not in named:
                 path.unlink(missing_ok=True)
 

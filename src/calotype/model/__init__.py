@@ -14,6 +14,7 @@ from calotype.model.access import (
 )
 from calotype.model.community import (
     CommunityReport,
+    FollowedCommunity,
     PublicGallery,
     PublicImage,
     PublicVersion,
@@ -76,6 +77,7 @@ __all__ = [
     "CommunityReport",
     "Consistency",
     "Entitlement",
+    "FollowedCommunity",
     "Gallery",
     "Generation",
     "Image",

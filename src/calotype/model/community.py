@@ -74,3 +74,16 @@ class CommunityReport:
     reason: str
     reporter: str
     at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FollowedCommunity:
+    """Another installation whose public galleries are seen here."""
+
+    name: str  # what it is called here
+    mirrors: tuple[str, ...]  # URLs of its tree, the publisher's own first
+    root: str  # the signed root (JSON) that was trusted when it was added
+    allow_addresses: tuple[
+        str, ...
+    ] = ()  # networks that may be reached although they are not public
+    added_at: datetime

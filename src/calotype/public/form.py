@@ -198,8 +198,8 @@ class PacksDocument(Struct, frozen=True, rename="camel", kw_only=True):
 
 
 def target_of_gallery(public_name: str) -> str:
-    """The name of the target that is a gallery."""
-    return f"{_GALLERIES}{public_name}.json"
+    """The name of the target that is a gallery; the case of public names makes no difference."""
+    return f"{_GALLERIES}{public_name.lower()}.json"
 
 
 def target_of_report(sha256: str) -> str:
@@ -208,7 +208,7 @@ def target_of_report(sha256: str) -> str:
 
 
 def galleries_in(targets: Sequence[str]) -> Iterator[str]:
-    """The public names of the galleries among the names of targets.
+    """The public names, in lower case, of the galleries among the names of targets.
 
     Raises:
         Untrusted: a target's name is none: such as one that would lead out of a directory.
@@ -254,13 +254,13 @@ def decode(data: bytes, form: type[T], what: str) -> T:
 
 
 def decode_gallery(data: bytes, public_name: str) -> GalleryDocument:
-    """A gallery whose target has this public name.
+    """A gallery whose target has this public name, in whatever case.
 
     Raises:
         Untrusted: it is none, or calls itself otherwise.
     """
     document = decode(data, GalleryDocument, f"the gallery {public_name}")
-    if document.public_name != public_name:
+    if document.public_name.lower() != public_name.lower():
         raise Untrusted(
             f"the gallery that is listed as {public_name} calls itself {document.public_name}",
             hint="tell the publisher; nothing of it was used",

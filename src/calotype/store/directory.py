@@ -21,11 +21,15 @@ _IOV_MAX = 512
 
 
 class DirectoryStore:
-    """Objects as files under ``path``; several processes may use one directory at once."""
+    """Objects as files under ``path``; several processes may use one directory at once.
 
-    def __init__(self, path: Path | str) -> None:
+    With ``public``, every user of the host may read the objects, such as a web server.
+    """
+
+    def __init__(self, path: Path | str, *, public: bool = False) -> None:
         self._root = os.path.abspath(path)
-        _make_directory(self._root)
+        self._public = public
+        _make_directory(self._root, public=public)
         _make_directory(os.path.join(self._root, _TMP))
 
     @property
@@ -162,6 +166,8 @@ class DirectoryStore:
         while True:
             path = os.path.join(self._root, _TMP, f"{os.getpid()}-{secrets.token_hex(8)}")
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            if self._public:
+                os.fchmod(fd, 0o644)
             fcntl.flock(fd, fcntl.LOCK_EX)
             if os.fstat(fd).st_nlink:  # else a sweep came between the two calls
                 return path, fd
@@ -170,7 +176,7 @@ class DirectoryStore:
     def target(self, key: str) -> str:
         """The path of an object, whose directory now exists."""
         path = self._file(key)
-        _make_directory(os.path.dirname(path))
+        _make_directory(os.path.dirname(path), public=self._public)
         return path
 
 
@@ -241,11 +247,13 @@ def _pread(fd: int, offset: int, length: int, key: str) -> bytes:
     return data
 
 
-def _make_directory(path: str) -> None:
+def _make_directory(path: str, *, public: bool = False) -> None:
     if os.path.isdir(path):
         return
     parent = os.path.dirname(path)
-    _make_directory(parent)
+    _make_directory(parent, public=public)
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
+        if public:
+            os.chmod(path, 0o755)  # noqa: S103 (everybody is to read it)
     fsync_directory(parent)

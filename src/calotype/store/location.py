@@ -45,12 +45,14 @@ def open_store(
     cache: Path | None = None,
     cache_bytes: int = CACHE_BYTES,
     create: bool = True,
+    public: bool = False,
 ) -> ObjectStore:
     """The store at ``url``: a path, ``file:``, ``memory:``, ``s3:`` or ``az:``.
 
     A store on a server is asked once what it can do, is used patiently, and, with ``cache``, what is read
     from its packs is kept in that directory, at most ``cache_bytes`` of it. Credentials come from the
-    environment and the usual files. Without ``create``, no directory is made.
+    environment and the usual files. Without ``create``, no directory is made; with ``public``, every user
+    of the host may read what is written to one.
 
     Raises:
         NotFound: there is no such directory, and none is to be made.
@@ -66,7 +68,7 @@ def open_store(
                 f"there is no directory '{path}'",
                 hint="name a directory, a URL, or a name under [stores] in config.toml",
             )
-        return DirectoryStore(path)
+        return DirectoryStore(path, public=public)
     if kind == "memory" and url[len("memory:") :] in {"", "//"}:
         return MemoryStore()
     location = parse(url)
