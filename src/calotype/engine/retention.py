@@ -128,10 +128,10 @@ def retain(context: Context, reference: str | None, *, dry_run: bool = False) ->
                 hint=f"calotype gallery image-definition update {name} --retention-keep 5",
             )
         return [_retain(context, definition, dry_run=dry_run)]
-    return [_retain(context, definition, dry_run=dry_run) for definition in _all(context)]
+    return [_retain(context, definition, dry_run=dry_run) for definition in every_definition(context)]
 
 
-def _all(context: Context) -> Iterator[ImageDefinition]:
+def every_definition(context: Context) -> Iterator[ImageDefinition]:
     """All definitions in the caller's group."""
     galleries = context.catalog.galleries
     for gallery in galleries.list():
