@@ -77,7 +77,7 @@ class Subscriptions:
             rows = db.execute(select(subscriptions).order_by(subscriptions.c.name)).mappings().all()
             return [Subscription(**row) for row in rows if self._access.belongs(db, row["id"])]
 
-    def delete(self, subscription_id: str, act: Act) -> None:
+    def delete(self, name_or_id: str, act: Act) -> None:
         """Take an empty subscription out of the catalogue, with its roles, quotas, terms and entitlements.
 
         Raises:
@@ -88,37 +88,38 @@ class Subscriptions:
         """
         self._access.require_all("delete a subscription")
         with self._write() as db:
-            name = self._found(db, subscription_id)["name"]
-            if subscription_id == DEFAULT_SUBSCRIPTION:
+            found = self._found(db, name_or_id)
+            there, name = found["id"], found["name"]
+            if there == DEFAULT_SUBSCRIPTION:
                 raise NotAllowed(
                     f"subscription '{name}' is the one that every installation has",
                     hint="delete what is in it instead",
                 )
             for kind, table in RESOURCES.items():
-                inside = select(table.c.name).where(table.c.subscription == subscription_id)
+                inside = select(table.c.name).where(table.c.subscription == there)
                 if (left := db.scalar(inside.limit(1))) is not None:
                     raise Conflict(
                         f"subscription '{name}' is not empty: there is {kind} '{left}'",
                         hint="delete what is in it first",
                     )
             for table in _ITS_OWN:
-                db.execute(delete(table).where(table.c.subscription == subscription_id))
-            db.execute(delete(subscriptions).where(subscriptions.c.id == subscription_id))
+                db.execute(delete(table).where(table.c.subscription == there))
+            db.execute(delete(subscriptions).where(subscriptions.c.id == there))
             append(db, act)
 
-    def quotas(self, subscription_id: str) -> Sequence[Quota]:
+    def quotas(self, name_or_id: str) -> Sequence[Quota]:
         """What a subscription has of each kind, and may have.
 
         Raises:
             NotFound: there is none, or the caller has no role in it.
         """
         with self._read() as db:
-            self._found(db, subscription_id)
-            used = _by_kind(db, usage, usage.c.used, subscription_id)
-            most = _by_kind(db, quotas, quotas.c.most, subscription_id)
+            there = self._found(db, name_or_id)["id"]
+            used = _by_kind(db, usage, usage.c.used, there)
+            most = _by_kind(db, quotas, quotas.c.most, there)
             return [Quota(kind, used.get(kind, 0), most.get(kind)) for kind in QuotaKind]
 
-    def set_quota(self, subscription_id: str, kind: QuotaKind, most: int | None, act: Act) -> None:
+    def set_quota(self, name_or_id: str, kind: QuotaKind, most: int | None, act: Act) -> None:
         """Say how much a subscription may have (``None``: as much as it likes); what it has, it keeps.
 
         Raises:
@@ -127,11 +128,11 @@ class Subscriptions:
         """
         self._access.require_all("set quotas")
         with self._write() as db:
-            self._found(db, subscription_id)
-            here = (quotas.c.subscription == subscription_id, quotas.c.kind == kind.value)
+            there = self._found(db, name_or_id)["id"]
+            here = (quotas.c.subscription == there, quotas.c.kind == kind.value)
             db.execute(delete(quotas).where(*here))
             if most is not None:
-                row = {"subscription": subscription_id, "kind": kind.value, "most": most}
+                row = {"subscription": there, "kind": kind.value, "most": most}
                 db.execute(insert(quotas), row)
             append(db, act)
 

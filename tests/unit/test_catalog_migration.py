@@ -1,0 +1,309 @@
+"""A catalogue of the version before: all in it is as it was, whoever opens it, and whoever is killed."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+
+import pytest
+from alembic import command
+from sqlalchemy import MetaData, insert
+
+from calotype.catalog import Act, Catalog, rows
+from calotype.catalog.audit import append
+from calotype.catalog.catalog import HEAD, _engine
+from calotype.catalog.migrate import configuration
+from calotype.model import (
+    DEFAULT_SUBSCRIPTION,
+    GIB,
+    Caching,
+    Consistency,
+    Generation,
+    Image,
+    ImageDisk,
+    ManagedDisk,
+    OsState,
+    OsType,
+    Provenance,
+    QuotaKind,
+    Recommended,
+    RestoreDisk,
+    RestorePoint,
+    SourceKind,
+    Stage,
+    Verdict,
+    VirtualMachine,
+)
+
+NOW = datetime(2026, 5, 4, 3, 2, 1, 5, tzinfo=UTC)
+BEFORE = "0004"
+
+WEB = Image(
+    id="i-web",
+    name="web",
+    os_type=OsType.LINUX,
+    os_state=OsState.GENERALIZED,
+    os_disk=ImageDisk(index="a" * 64, size=2 * GIB),
+    data_disks=(ImageDisk(index="b" * 64, size=GIB, lun=3, caching=Caching.NONE),),
+    generation=Generation.V2,
+    label="Web",
+    recommended=Recommended(vcpus=2, memory=GIB),
+    tags={"team": "ä"},
+    stage=Stage.PROMOTED,
+    verdict=Verdict.GENERALIZED,
+    provenance=Provenance(kind=SourceKind.FILE, source="web.vhd", sha256="0" * 64, notes=("n",)),
+    created_at=NOW,
+)
+CHILD = replace(
+    WEB,
+    id="i-child",
+    name="child",
+    data_disks=(),
+    verdict=None,
+    stage=Stage.STAGED,
+    provenance=Provenance(kind=SourceKind.VM, source="vm1", vm_id="v1", image_id=WEB.id),
+    parent_id=WEB.id,
+)
+VMS = [
+    VirtualMachine(
+        id=f"v{number}",
+        name=f"vm{number}",
+        vcpus=1,
+        memory=GIB,
+        os_type=OsType.LINUX,
+        generation=Generation.V2,
+        image_id=image,
+        os_state=OsState.GENERALIZED,
+        ssh_port=2200 + number,
+        forwards=((8080, 80),),
+        mac=f"52:54:00:00:00:0{number}",
+        uid=None if number == 1 else 1000,
+        generalized=number == 2,
+        notes=("a note",),
+        disks=tuple(
+            ManagedDisk(
+                id=f"d{number}{lun}",
+                name=f"vm{number}-{lun}",
+                size=GIB,
+                index="a" * 64,
+                vm_id=f"v{number}",
+                lun=lun,
+                tags={"a": "b"},
+                created_at=NOW,
+                overlay="o" if number == 2 else None,
+            )
+            for lun in (None, 0)
+        ),
+        created_at=NOW,
+    )
+    for number, image in ((1, WEB.id), (2, "i-gone"))
+]
+LOOSE = ManagedDisk(id="d-loose", name="loose", size=GIB, created_at=NOW)
+POINT = RestorePoint(
+    id="p1",
+    vm_id="v1",
+    reason="a test",
+    consistency=Consistency.FILESYSTEM,
+    disks=(
+        RestoreDisk(disk_id="d1None", name="vm1-None", index="c" * 64, size=GIB),
+        RestoreDisk(disk_id="d10", name="vm1-0", index="d" * 64, size=GIB, lun=0, tags={"x": "y"}),
+    ),
+    created_at=NOW,
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A catalogue at the migration before, with a row of everything that there was."""
+    path = tmp_path / "catalog.db"
+    engine = _engine(path)
+    with engine.connect() as connection:
+        config = configuration()
+        config.attributes["connection"] = connection
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        command.upgrade(config, BEFORE)
+        tables = MetaData()
+        tables.reflect(connection)
+
+        def put(table, *found):
+            known = tables.tables[table]
+            for row in found:
+                values = {key: value for key, value in row.items() if key in known.c}
+                connection.execute(insert(known), plain(values))
+
+        put("images", *(rows.image_row(image) for image in (WEB, CHILD)))
+        put("image_disks", *(row for image in (WEB, CHILD) for row in rows.image_disk_rows(image)))
+        put("vms", *map(rows.vm_row, VMS))
+        put("disks", *map(rows.disk_row, [disk for vm in VMS for disk in vm.disks] + [LOOSE]))
+        put("restore_points", asdict(POINT))
+        for position, disk in enumerate(POINT.disks):
+            put("restore_point_disks", {**asdict(disk), "point_id": "p1", "position": position})
+        for number in range(3):
+            append(connection, Act("image.force", f"image {number}", {"n": number}))
+        put("ledger_roots", {"index": "a" * 64, "data": b"\0\1"}, {"index": "b" * 64, "data": None})
+        connection.commit()
+    engine.dispose()
+    return path
+
+
+def plain(values):
+    """Moments as SQLite's own type wants them: the tables were reflected, and know no UTC."""
+    return {
+        key: value.replace(tzinfo=None) if isinstance(value, datetime) else value
+        for key, value in values.items()
+    }
+
+
+@contextmanager
+def raw(path):
+    """The file, without anything of ours."""
+    connection = sqlite3.connect(path)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def revision(path):
+    with raw(path) as db:
+        return db.execute("SELECT version_num FROM alembic_version").fetchone()[0]
+
+
+def dump(path):
+    """All that is in the file, as text."""
+    with raw(path) as db:
+        return list(db.iterdump())
+
+
+def check_all(path):
+    """Everything that was there is there."""
+    catalog = Catalog(path)
+    assert [catalog.image(image.id) for image in (WEB, CHILD)] == [WEB, CHILD]
+    assert catalog.list_images() == [CHILD, WEB]
+    assert catalog.list_vms() == VMS
+    assert [catalog.vm(vm.name) for vm in VMS] == VMS
+    assert sorted(disk.id for disk in catalog.list_disks()) == [
+        *("d-loose", "d10", "d1None", "d20", "d2None")
+    ]
+    assert catalog.disk("loose") == LOOSE
+    assert catalog.restore_points.list("v1") == [POINT]
+    assert catalog.audit.verify() is None
+    assert [entry.resource for entry in catalog.audit.list()] == ["image 2", "image 1", "image 0"]
+    quotas = {quota.kind: quota.used for quota in catalog.subscriptions.quotas("default")}
+    assert quotas == {
+        QuotaKind.IMAGES: 2,
+        QuotaKind.VERSIONS: 0,
+        QuotaKind.GALLERIES: 0,
+        QuotaKind.BYTES: 5 * GIB,
+        QuotaKind.VMS: 2,
+    }
+    assert [found.id for found in catalog.subscriptions.list()] == [DEFAULT_SUBSCRIPTION]
+    assert [d.name for d in catalog.lineage.descendants(WEB.id).found] == ["child", "vm1"]
+    catalog.close()
+    with raw(path) as db:
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("SELECT * FROM ledger_roots ORDER BY 1").fetchall() == [
+            ("a" * 64, b"\0\1"),
+            ("b" * 64, None),
+        ]
+        names = {row[0] for row in db.execute("SELECT name FROM sqlite_master")}
+        assert not any(name.startswith("_alembic_tmp") for name in names)
+
+
+def test_everything_is_as_it_was(path):
+    assert revision(path) == BEFORE
+    check_all(path)
+    assert revision(path) == HEAD
+
+
+def test_what_refers_to_another_row_still_does(path):
+    """Tables were made anew: their foreign keys lead to the new ones."""
+    Catalog(path).close()
+    with raw(path) as db:
+        db.execute("PRAGMA foreign_keys = ON")
+        for statement in (
+            "DELETE FROM vms WHERE id = 'v1'",
+            "UPDATE disks SET vm_id = 'nobody' WHERE id = 'd-loose'",
+            "INSERT INTO image_disks VALUES ('nobody', 0, NULL, 'x', 1, 'None')",
+        ):
+            with pytest.raises(sqlite3.IntegrityError):
+                db.execute(statement)
+        db.execute("DELETE FROM images WHERE id = 'i-web'")
+        assert db.execute("SELECT image_id FROM image_disks").fetchall() == [("i-child",)]
+
+
+def test_it_goes_on_as_a_new_one(path):
+    catalog = Catalog(path)
+    catalog.add_image(replace(WEB, id="new", name="new"))
+    catalog.delete_image(WEB.id)
+    catalog.delete_vm("v1", delete_disks=["d10"])
+    used = {quota.kind: quota.used for quota in catalog.subscriptions.quotas("default")}
+    assert (used[QuotaKind.IMAGES], used[QuotaKind.BYTES]) == (2, 5 * GIB)
+    assert used[QuotaKind.VMS] == 1
+    catalog.close()
+
+
+#: A process that opens the catalogue, says when it is about to migrate, and waits there until it is told.
+_CHILD = """
+import sys
+from pathlib import Path
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from calotype.catalog import Catalog
+
+path, where = Path(sys.argv[1]), sys.argv[2]
+
+@event.listens_for(Engine, "after_cursor_execute")
+def executed(connection, cursor, statement, *rest):
+    if where in statement:
+        print("there", flush=True)
+        sys.stdin.readline()
+
+print("begins", flush=True)
+Catalog(path).close()
+print("done", flush=True)
+"""
+#: A statement of each part of the migration.
+_PARTS = ("CREATE TABLE communities", "DROP TABLE vms", "RENAME TO images", "INSERT INTO lineage")
+
+
+@contextmanager
+def opened(path, where):
+    argv = [sys.executable, "-c", _CHILD, str(path), where]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout.readline() == "begins\n"
+            yield child
+        finally:
+            child.kill()
+
+
+@pytest.mark.parametrize("where", _PARTS)
+def test_who_is_killed_in_the_middle_leaves_it_as_it_was(path, where):
+    before = dump(path)
+    with opened(path, where) as child:
+        assert child.stdout.readline() == "there\n"
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        assert child.returncode == -signal.SIGKILL
+    assert revision(path) == BEFORE
+    assert dump(path) == before
+    check_all(path)
+
+
+def test_of_two_that_open_it_at_once_one_migrates(path):
+    with opened(path, "INSERT INTO lineage") as first:
+        assert (
+            first.stdout.readline() == "there\n"
+        )  # it holds the write lock, and has not committed
+        with opened(path, "INSERT INTO lineage") as second:
+            first.stdin.write("\n")
+            first.stdin.flush()
+            assert first.stdout.readline() == "done\n"
+            assert second.stdout.readline() == "done\n"  # and never was there
+    check_all(path)
