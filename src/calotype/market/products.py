@@ -5,6 +5,7 @@ The names are made of what the index says: ``PUBLISHER:OS-RELEASE:VARIANT``, suc
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -82,20 +83,20 @@ def catalogue(url: str, publisher: str, keys: Sequence[Key], reader: Reader) -> 
             f"{one_line(url, 200)} is not the URL of an index",
             hint="such as https://images.example.com/streams/v1/index.json",
         )
-    signature = _signature(url) if keys else None
+    files = _Files(reader, _signature(url) if keys else None, keys)
     offers: dict[str, Offer] = {}
     root = url[: url.rindex("streams/v1/")]
-    index = _read(reader, url, _MAX_INDEX, signature, keys, _Index)
+    index = files.read(url, _MAX_INDEX, _Index)
     for entry in index.index.values():
         if entry.datatype == _DOWNLOADS:
             path = root + _safe(entry.path)
-            file = _read(reader, path, _MAX_PRODUCTS, signature, keys, _Products)
+            file = files.read(path, _MAX_PRODUCTS, _Products)
             for name, product in sorted(file.products.items()):
                 source = SimpleStreams(
                     url=url,
                     product=name,
                     items=_ITEMS,
-                    signature=signature,
+                    signature=files.signature,
                     signed_by=tuple(key.fingerprint for key in keys),
                 )
                 for offer in _offers(publisher, product, source, tuple(keys)):
@@ -110,14 +111,21 @@ def _signature(url: str) -> str:
     return CLEAR if url.endswith(".sjson") else ".gpg"
 
 
-def _read(
-    reader: Reader, url: str, limit: int, signature: str | None, keys: Sequence[Key], kind: type[_T]
-) -> _T:
-    text = reader.text(url, limit, signature, keys).text
-    try:
-        return msgspec.convert(read_json(text, limit=limit, what=url), kind)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"the index cannot be used: {one_line(str(error), 200)}") from None
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The files of one index, and how they are signed."""
+
+    reader: Reader
+    signature: str | None
+    keys: Sequence[Key]
+
+    def read(self, url: str, limit: int, kind: type[_T]) -> _T:
+        """A file of at most ``limit`` bytes, as a record of ``kind``."""
+        text = self.reader.text(url, limit, self.signature, self.keys).text
+        try:
+            return msgspec.convert(read_json(text, limit=limit, what=url), kind)
+        except msgspec.ValidationError as error:
+            raise InvalidInput(f"the index cannot be used: {one_line(str(error), 200)}") from None
 
 
 def _safe(path: str) -> str:
