@@ -18,6 +18,7 @@ GROUPS = {
     "vm": "Virtual machines: create from an image, look after, capture, generalize, restore.",
     "disk": "Managed disks: create, list, show, delete.",
     "snapshot": "Snapshots of managed disks: create, list, show, delete.",
+    "gallery": "Galleries: image definitions and their versions; sharing.",
     "store": "The store: how much it holds, whether it is whole; prune, repair, copy.",
     "community": "Community galleries: publish, list, search, show, report; follow other installations'.",
     "keys": "The key that signs evidence reports, and the keys that are believed.",

@@ -1,6 +1,7 @@
 """Arguments that several commands read in one way."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ from calotype.errors import InvalidInput
 
 #: For a file name that may be ``-``: standard input.
 StdinPath = Annotated[str, Parameter(allow_leading_hyphen=True)]
+#: The highest LUN of a data disk.
+MAX_LUN = 63
 #: For options that may be repeated.
 Repeat = Parameter(negative_iterable="", consume_multiple=True)
 
@@ -29,6 +32,41 @@ def pair(text: str) -> tuple[str, str]:
     if not separator or not key:
         raise InvalidInput(f"'{text}' is not KEY=VALUE")
     return key, value
+
+
+def by_lun(texts: Iterable[str]) -> dict[int, str]:
+    """Each ``LUN=NAME`` taken apart.
+
+    Raises:
+        InvalidInput: one is no such pair, or two have one LUN.
+    """
+    found: dict[int, str] = {}
+    for text in texts:
+        lun, separator, name = text.partition("=")
+        if not separator or not lun.isdecimal() or not 0 <= int(lun) <= MAX_LUN:
+            raise InvalidInput(
+                f"'{text}' is not LUN=NAME", hint="such as 0=data.vhd; LUNs are 0 to 63"
+            )
+        if int(lun) in found:
+            raise InvalidInput(
+                f"two data disks have LUN {int(lun)}", hint="give each a LUN of its own"
+            )
+        found[int(lun)] = name
+    return found
+
+
+def sha256(text: str | None) -> str | None:
+    """The hex digits of ``sha256:HEX`` or ``HEX``.
+
+    Raises:
+        InvalidInput: it is no SHA-256.
+    """
+    if text is None:
+        return None
+    kind, _, digest = text.lower().rpartition(":")
+    if kind not in ("", "sha256") or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise InvalidInput(f"'{text}' is not a SHA-256", hint="sha256: and 64 hex digits")
+    return digest
 
 
 def read(path: str) -> bytes:

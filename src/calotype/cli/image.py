@@ -7,15 +7,14 @@ from cyclopts import App, Parameter
 
 from calotype import units
 from calotype.cli import GROUPS
-from calotype.cli.arguments import Repeat, StdinPath, pair
+from calotype.cli.arguments import Repeat, StdinPath, by_lun, pair, sha256
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import size as show_size
-from calotype.engine import images
+from calotype.engine import images, references
 from calotype.engine.export import export_image
 from calotype.engine.import_ import ImageRequest, Imported, import_image
 from calotype.engine.sources import Upload
-from calotype.errors import InvalidInput
 from calotype.model import Architecture, Caching, Generation, Image, OsState, OsType, Recommended
 
 app = App(name="image", help=GROUPS["image"])
@@ -139,7 +138,6 @@ def create(
     tags
         KEY=VALUE.
     """
-    digest = _checksum(checksum)
     request = ImageRequest(
         name=name,
         os_type=os_type,
@@ -160,17 +158,15 @@ def create(
     upload = Upload(
         location=source,
         format=format,
-        sha256=digest,
+        sha256=sha256(checksum),
         caching=caching,
         allow_addresses=allow_address,
         vhd_size=vhd_size,
     )
     data = {
         lun: Upload(location=location, caching=caching, vhd_size=vhd_size)
-        for lun, location in (_data_disk(text) for text in data_disk)
+        for lun, location in by_lun(data_disk).items()
     }
-    if len(data) != len(data_disk):
-        raise InvalidInput("two data disks have one LUN")
     with session(common) as context:
         _emit_imported(common, import_image(context, request, upload, data))
 
@@ -189,10 +185,11 @@ def show(name: str, *, common: Common | None = None) -> None:
     Parameters
     ----------
     name
-        The image.
+        The image: of its own, or a version in a gallery; of the marketplace or the community, pulled if it
+        is missing.
     """
     with session(common) as context:
-        image = context.catalog.image(name)
+        image = references.find(context, name)
         emit(common, summary(image) if for_people(common) else image)
 
 
@@ -316,19 +313,3 @@ def _emit_imported(common: Common | None, imported: Imported) -> None:
                 f"{what}: {show_size(disk.size)}, {cost.chunks} chunks, {cost.new_chunks} new, "
                 f"{show_size(cost.stored_bytes)} stored"
             )
-
-
-def _checksum(text: str | None) -> str | None:
-    if text is None:
-        return None
-    kind, _, digest = text.lower().rpartition(":")
-    if kind not in ("", "sha256") or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise InvalidInput(f"'{text}' is not a SHA-256", hint="sha256: and 64 hex digits")
-    return digest
-
-
-def _data_disk(text: str) -> tuple[int, str]:
-    lun, separator, location = text.partition("=")
-    if not separator or not lun.isdecimal() or not 0 <= int(lun) <= 63:
-        raise InvalidInput(f"'{text}' is not LUN=FILE", hint="such as 0=data.vhd; LUNs are 0 to 63")
-    return int(lun), location

@@ -35,6 +35,7 @@ IMMUTABLE: Mapping[str, str] = {
 }
 _GALLERY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._]{0,78}[A-Za-z0-9])?")
 _DEFINITION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,78}[A-Za-z0-9])?")
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 #: Part of the triple, and of a plan -> as many characters as it has at most.
 _PARTS = {"publisher": 128, "offer": 64, "sku": 64, "product": 64, "name": 64}
@@ -119,24 +120,29 @@ def share(
     remove: Collection[str] = (),
     everyone: bool | None = None,
 ) -> Gallery:
-    """Let other subscriptions (by id) use what is in a gallery, or no longer; ``everyone``: all of them.
+    """Let other subscriptions (by name or id) use a gallery, or no longer; ``everyone``: all of them.
 
     Raises:
         NotAllowed: the gallery is public already.
-        NotFound: it is not shared with what is to be removed.
+        InvalidInput: it is not shared with what is to be removed, or a subscription is its own.
+        NotFound: there is no such subscription.
         Forbidden: the caller is no owner of it.
     """
+    more = {_subscription(context, text) for text in add}
+    less = {_subscription(context, text) for text in remove}
     with _held(context, name) as gallery:
         _require_not_public(gallery)
-        shared_with = set(gallery.subscriptions)
-        if strange := set(remove) - shared_with:
+        if strange := less - set(gallery.subscriptions):
             raise InvalidInput(
                 f"gallery '{gallery.name}' is not shared with {', '.join(sorted(strange))}",
                 hint=f"calotype gallery show {gallery.name} says with whom it is",
             )
-        if gallery.scope.subscription in add:
-            raise InvalidInput(f"gallery '{gallery.name}' is that subscription's own")
-        shared_with = (shared_with | set(add)) - set(remove)
+        if gallery.scope.subscription in more:
+            raise InvalidInput(
+                f"gallery '{gallery.name}' is that subscription's own",
+                hint="its members need roles: calotype role assign",
+            )
+        shared_with = (set(gallery.subscriptions) | more) - less
         wide = gallery.everyone if everyone is None else everyone
         changed = replace(
             gallery,
@@ -158,6 +164,13 @@ def unshare(context: Context, name: str) -> Gallery:
         _require_not_public(gallery)
         private = replace(gallery, sharing=Sharing.PRIVATE, subscriptions=(), everyone=False)
         return _reshared(context, private)
+
+
+def _subscription(context: Context, text: str) -> str:
+    """The id of a subscription, which another one may know without a role in it."""
+    if _ID.fullmatch(text.lower()):
+        return text.lower()
+    return context.catalog.subscriptions.get(text).id
 
 
 def _reshared(context: Context, changed: Gallery) -> Gallery:

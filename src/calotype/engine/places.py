@@ -98,11 +98,7 @@ class InGallery:
 
     def check(self, context: Context) -> None:
         """Refuse a number that is taken, and what contradicts itself."""
-        if self.block_deletion_before_end_of_life and self.end_of_life is None:
-            raise InvalidInput(
-                "deletion cannot be blocked until the end of life: none is said",
-                hint="say --end-of-life-date too",
-            )
+        require_end(self.end_of_life, blocks=self.block_deletion_before_end_of_life)
         context.catalog.versions.require_free(self.definition.id, self.version)
 
     def require_like(self, source: Image | VirtualMachine) -> None:
@@ -198,6 +194,19 @@ class InGallery:
         return (
             f"generalize a copy: calotype generalize {image.name} --image NAME, then image-version create "
             "--image NAME; of a VM: image-version create --vm VM --generalize"
+        )
+
+
+def require_end(end: datetime | None, *, blocks: bool) -> None:
+    """Refuse to block deletion until an end of life that nobody said.
+
+    Raises:
+        InvalidInput: so it is.
+    """
+    if blocks and end is None:
+        raise InvalidInput(
+            "deletion cannot be blocked until the end of life: none is said",
+            hint="say --end-of-life-date too",
         )
 
 

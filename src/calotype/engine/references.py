@@ -31,8 +31,10 @@ _DEFINITION = f"/images/{_ANY}(?:/versions/{_ANY})?/?"
 _GROUP = f"/subscriptions/{_ANY}/resourceGroups/{_ANY}/providers/Microsoft\\.Compute"
 _FLAGS = re.IGNORECASE | re.ASCII
 _IMAGE_ID = re.compile(f"{_GROUP}/images/{_ANY}/?", _FLAGS)
+_ONE_GALLERY_ID = re.compile(f"{_GROUP}/galleries/{_ANY}/?", _FLAGS)
 _GALLERY_ID = re.compile(f"{_GROUP}/galleries/{_ANY}{_DEFINITION}", _FLAGS)
 _SHARED_ID = re.compile(f"/SharedGalleries/{_ANY}{_DEFINITION}", _FLAGS)
+_ONE_SHARED_ID = re.compile(f"/SharedGalleries/{_ANY}/?", _FLAGS)
 _COMMUNITY_ID = re.compile(f"/CommunityGalleries/{_ANY}{_DEFINITION}", _FLAGS)
 #: A subscription's id and the gallery's name.
 _UNIQUE = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-(.+)", _FLAGS)
@@ -84,6 +86,25 @@ def find_version(context: Context, text: str, *, deleted: bool = False) -> Image
     if wanted is None:
         return context.catalog.versions.latest(definition.id, region=context.region)
     return context.catalog.versions.get(definition.id, wanted, deleted=deleted)
+
+
+def find_gallery(context: Context, text: str) -> Gallery:
+    """The gallery that a name, a unique name or an id means.
+
+    Raises:
+        NotFound: there is none.
+        InvalidInput: ``text`` is no such reference.
+    """
+    _require_reference(text)
+    galleries = context.catalog.galleries
+    if (match := _ONE_GALLERY_ID.fullmatch(text)) is not None:
+        subscription, group, name = match.groups()
+        return galleries.at(subscription, name, group)
+    if (match := _ONE_SHARED_ID.fullmatch(text)) is not None:
+        return galleries.at(*unique_parts(match[1]))
+    if _UNIQUE.fullmatch(text):
+        return galleries.at(*unique_parts(text))
+    return galleries.get(text)
 
 
 def find_definition(context: Context, text: str) -> ImageDefinition:
@@ -144,6 +165,21 @@ def unique_name(gallery: Gallery) -> str:
     return f"{gallery.scope.subscription}-{gallery.name.upper()}"
 
 
+def unique_parts(text: str) -> tuple[str, str]:
+    """The subscription's id and the gallery's name in a :func:`unique_name`.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    match = _UNIQUE.fullmatch(text)
+    if match is None:
+        raise InvalidInput(
+            f"'{one_line(text, 200)}' is not the unique name of a gallery",
+            hint="SUBSCRIPTION-NAME; calotype gallery list --shared shows them",
+        )
+    return match[1].lower(), match[2]
+
+
 def _require_reference(text: str) -> None:
     if not text or len(text) > _LONGEST or not text.isprintable():
         raise InvalidInput(
@@ -154,12 +190,12 @@ def _require_reference(text: str) -> None:
 
 
 def _named(context: Context, text: str) -> Image:
-    """An image of the marketplace, or one by its own name or id."""
-    if ":" in text:
+    """An image by its own name or id, or one of the marketplace by its name or alias."""
+    own = None if ":" in text else context.catalog.find_image(text)
+    if own is None:
         from calotype.engine import marketplace  # noqa: PLC0415 (few references lead there)
 
         return marketplace.find(context, text)
-    own = context.catalog.image(text)
     if own.shelf is Shelf.GALLERY:
         return find_version(context, own.id).image  # not one that was deleted
     return own
@@ -198,12 +234,7 @@ def _split(context: Context, text: str) -> tuple[ImageDefinition, str | None]:
         return galleries.definition(owner.id, definition), number
     if (match := _SHARED_ID.fullmatch(text)) is not None:
         unique, definition, number = match.groups()
-        if (parts := _UNIQUE.fullmatch(unique)) is None:
-            raise InvalidInput(
-                f"'{unique}' is not the unique name of a gallery",
-                hint="SUBSCRIPTION-NAME; calotype gallery list --shared shows them",
-            )
-        owner = galleries.at(*parts.groups())
+        owner = galleries.at(*unique_parts(unique))
         return galleries.definition(owner.id, definition), number
     gallery, *rest = text.split("/")
     if not 1 <= len(rest) <= 2 or not gallery or not all(rest):

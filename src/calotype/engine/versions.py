@@ -1,11 +1,13 @@
 """Image versions: made of other images, of VMs, of managed disks and their snapshots, of disk files."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from calotype.catalog import Act
+from calotype.catalog.versions import Change, Standing
 from calotype.engine import lifecycle, look, names, references, settle, snapshots
 from calotype.engine.capture import CaptureRequest, capture_vm
 from calotype.engine.context import Context
@@ -13,7 +15,7 @@ from calotype.engine.galleries import require_tags
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.machines import power
 from calotype.engine.moment import Freeze
-from calotype.engine.places import InGallery, require_luns
+from calotype.engine.places import InGallery, require_end, require_luns
 from calotype.engine.sources import Upload
 from calotype.engine.steps import DEFAULT, Steps
 from calotype.errors import InvalidInput, ReportRefused
@@ -27,6 +29,7 @@ from calotype.model import (
     Snapshot,
     SourceKind,
 )
+from calotype.units import one_line
 
 
 def place(context: Context, reference: str, **options: Any) -> InGallery:
@@ -34,9 +37,10 @@ def place(context: Context, reference: str, **options: Any) -> InGallery:
 
     Raises:
         NotFound: there is no such definition.
-        InvalidInput: it is no such reference, or says no number.
+        InvalidInput: it is no such reference, or says no number; or there is no such region.
     """
     definition, version = references.find_place(context, reference)
+    _require_regions(context, options.get("excluded_regions", ()))
     return InGallery(definition=definition, version=version, **options)
 
 
@@ -225,6 +229,40 @@ def of_disks(
         first = taken(os_disk)
         with context.operation():
             return _of_snapshots(context, where, first, others, force=force, tags=tags)
+
+
+def update_version(context: Context, reference: str, **changes: Any) -> ImageVersion:
+    """Change whether a version may be the latest, its end of life, or where it may not be used.
+
+    ``changes`` are fields of :class:`~calotype.model.ImageVersion`.
+
+    Raises:
+        NotFound, Forbidden: there is none, or the caller may not change it.
+        InvalidInput: deletion would be blocked until an end that nobody said; there is no such region.
+    """
+    _require_regions(context, changes.get("excluded_regions", ()))
+    found = references.find_version(context, reference)
+
+    def decide(standing: Standing) -> Change:
+        changed = replace(standing.version, **changes)
+        require_end(changed.end_of_life, blocks=changed.block_deletion_before_end_of_life)
+        detail = {"image": found.id, "changed": sorted(changes)}
+        return Change(changed, Act("version.update", f"image version {found.reference}", detail))
+
+    changed = context.catalog.versions.change(found.id, decide)
+    assert changed is not None  # noqa: S101 (it is not deleted here; for the type checker)
+    return changed
+
+
+def _require_regions(context: Context, regions: Collection[str]) -> None:
+    """Refuse to bar a version from a region that there is not: a slip would bar it from nothing."""
+    known = {context.region, *context.settings.stores}
+    if strange := set(regions) - known:
+        raise InvalidInput(
+            f"there is no region '{one_line(min(strange))}'",
+            hint=f"there are {', '.join(sorted(known))}: this installation's, and the stores under [stores] "
+            "in config.toml",
+        )
 
 
 def _of_snapshots(
