@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from calotype.errors import InvalidInput
+from calotype.market import keyring
 from calotype.market.offer import (
     Checksums,
     FromRecipe,
@@ -26,7 +27,7 @@ REVISION = "{revision}"
 
 
 def require_key(name: str, key: Key) -> None:
-    """Refuse a key that names no whole fingerprint, or has no text.
+    """Refuse a key that is another than its fingerprint says, or does not come alone.
 
     Raises:
         InvalidInput: the message names the key.
@@ -36,9 +37,10 @@ def require_key(name: str, key: Key) -> None:
             f"the key '{one_line(name, 80)}' has no whole fingerprint",
             hint="write 40 hex digits in upper case, without spaces",
         )
-    if "-----BEGIN PGP PUBLIC KEY BLOCK-----" not in key.armored or len(key.armored) > 1 << 18:
+    found = [other.fingerprint for other in keyring.keys(key.armored)]
+    if found != [key.fingerprint]:
         raise InvalidInput(
-            f"the key '{one_line(name, 80)}' is not there, or not armored",
+            f"the key '{one_line(name, 80)}' is {' and '.join(found[:4])}, not {key.fingerprint}",
             hint="gpg --armor --export-options export-minimal --export FINGERPRINT",
         )
 
@@ -99,20 +101,30 @@ def _require_words(offer: Offer) -> None:
 
 def _require_checksums(offer: Offer, source: Checksums) -> None:
     signature = source.signature if source.signature and "://" in source.signature else None
-    urls = {"url": source.url, "images": source.images, "signature": signature}
+    urls = {
+        "url": source.url,
+        "listing": source.listing,
+        "images": source.images,
+        "signature": signature,
+    }
     for field, url in urls.items():
-        if url is None:
-            continue
-        _require_url(offer, url, field)
-        _require_template(offer, field, url, source.versions)
-        if VERSION in url.split("/", 3)[2] or (VERSION in url and VERSION not in source.url):
-            raise _wrong(
-                offer, f"{field} may have {VERSION} in its path, and only where url has it"
-            )
+        if url is not None:
+            _require_url(offer, url, field)
+            _require_template(offer, field, url, source.versions)
+            if VERSION in url and (VERSION in url.split("/", 3)[2] or VERSION not in source.url):
+                raise _wrong(
+                    offer, f"{field} may have {VERSION} in its path, and only where url has it"
+                )
+    if source.listing is not None and VERSION not in source.listing:
+        raise _wrong(offer, f"listing is the address of a version: it has {VERSION}")
+    if VERSION in source.url and listed(source)[1].count(VERSION) > 1:
+        raise _wrong(
+            offer, f"{VERSION} stands twice in one part of the path where versions are looked for"
+        )
     if source.images is not None and not source.images.endswith("/"):
         raise _wrong(offer, "images is a directory: it ends with /")
-    if "/" in source.name:
-        raise _wrong(offer, "name is the name of a file")
+    if "/" in source.name or source.name.count(VERSION) > 1:
+        raise _wrong(offer, f"name is the name of a file, with {VERSION} once")
     # Without the version somewhere nobody could tell two of them apart.
     if VERSION not in source.name + source.url:
         raise _wrong(offer, f"neither name nor url has {VERSION}")
@@ -121,16 +133,21 @@ def _require_checksums(offer: Offer, source: Checksums) -> None:
     _require_signature(offer, source.signature, source.signed_by)
 
 
+def listed(source: Checksums) -> tuple[str, str]:
+    """The directory whose page lists the versions, and the part of the path below it that has one."""
+    before, _, after = (source.listing or source.url).partition(VERSION)
+    directory, _, start = before.rpartition("/")
+    return directory + "/", start + VERSION + after.split("/", 1)[0]
+
+
 def _require_template(offer: Offer, field: str, text: str, versions: Scheme) -> None:
-    """The version once; what file names carry apart from it exactly where the scheme has that."""
-    if text.count(VERSION) > 1 or text.count(REVISION) > 1:
-        raise _wrong(offer, f"{field} has a placeholder twice")
-    if VERSION in text and (REVISION in text) != (versions.revision is not None):
+    """What file names carry apart from the version exactly where the scheme has that."""
+    if REVISION in text and VERSION not in text:
+        raise _wrong(offer, f"{field} has {REVISION} without {VERSION}")
+    if VERSION in text and text.count(REVISION) != (versions.revision is not None):
         raise _wrong(
             offer, f"{field}: {REVISION} stands beside {VERSION} exactly if the scheme has one"
         )
-    if VERSION not in text and REVISION in text:
-        raise _wrong(offer, f"{field} has {REVISION} without {VERSION}")
 
 
 def _require_streams(offer: Offer, source: SimpleStreams) -> None:

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import unescape
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from calotype.errors import InvalidInput, NotFound
-from calotype.market.check import REVISION, VERSION
+from calotype.market.check import REVISION, VERSION, listed
 from calotype.market.offer import Checksums, File, Offer, Release
 from calotype.market.reader import Reader
 from calotype.market.signature import Vouched
@@ -25,6 +25,7 @@ _BSD = re.compile(
 )
 _BARE = re.compile(r"[0-9A-Fa-f]{64}|[0-9A-Fa-f]{128}")
 _SIZE = re.compile(r"# ([^/\\\s]{1,255}): ([0-9]{1,18}) bytes")
+_NAME = re.compile(r"[^/\\?#\s]{1,255}")
 _HREF = re.compile(r"""href\s*=\s*["']([^"'<>]{1,1024})["']""", re.IGNORECASE)
 
 
@@ -83,12 +84,16 @@ def _algorithm(digest: str) -> str:
     return "sha256" if len(digest) == 64 else "sha512"
 
 
-def links(page: bytes) -> list[str]:
-    """The names of files and directories (without the slash) that a server's page of a directory lists."""
+def links(page: bytes, url: str) -> list[str]:
+    """The names (without a slash) that a directory's page lists as standing below its own ``url``."""
     names: dict[str, None] = {}
     for found in _HREF.finditer(page.decode("utf-8", "replace")):
-        name = unquote(unescape(found[1])).removeprefix("./").removesuffix("/")
-        if re.fullmatch(r"[^/\\?#\s]{1,255}", name) and name not in (".", ".."):
+        try:
+            target = urljoin(url, unescape(found[1]))
+        except ValueError:
+            continue
+        name = unquote(target.removeprefix(url).removesuffix("/"))
+        if target.startswith(url) and _NAME.fullmatch(name):
             names[name] = None
     return list(names)
 
@@ -105,9 +110,9 @@ def _listed(
     offer: Offer, source: Checksums, reader: Reader, at: Version | None
 ) -> Iterator[Release]:
     """Of publishers with one checksum file for each version."""
-    directory, segment = _split(source.url)
+    directory, segment = listed(source)
     shape = _shape(segment, source.versions)
-    names = links(reader.page(directory, _MAX_PAGE))
+    names = links(reader.page(directory, _MAX_PAGE), directory)
     labels = {"-".join(m.groups()): None for name in names if (m := shape.fullmatch(name))}
     known = [(version, label) for label in labels if (version := source.versions.read(label))]
     wanted = (
@@ -161,13 +166,6 @@ def _release(
         format=source.format,
         signed_by=vouched.fingerprint,
     )
-
-
-def _split(url: str) -> tuple[str, str]:
-    """The directory above the part of a URL's path that has the version, and that part."""
-    before, _, after = url.partition(VERSION)
-    directory, _, start = before.rpartition("/")
-    return directory + "/", start + VERSION + after.split("/", 1)[0]
 
 
 def _filled(template: str, label: str, scheme: Scheme) -> str:

@@ -31,8 +31,9 @@ class Checksums(
     """Images beside a file of checksums.
 
     Attributes:
-        url: of the checksum file. With ``{version}`` in one part of its path there is one for each version:
-            the web page of the directory above is read for them.
+        url: of the checksum file. With ``{version}`` in its path there is one for each version: the web
+            page of the directory above is read for them.
+        listing: where versions are to be looked for instead; like a ``url`` with ``{version}``.
         name: of the image, with ``{version}`` (and ``{revision}``, where the scheme has one).
         versions: the shape of the publisher's versions.
         images: the directory of the images, when it is not the checksum file's; may have ``{version}``.
@@ -45,6 +46,7 @@ class Checksums(
     url: str
     name: str
     versions: Scheme
+    listing: str | None = None
     images: str | None = None
     format: str = "qcow2"
     signature: str | None = None
