@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
-.PHONY: help setup servers demo test test-unit test-vm lint bench bench-quick bench-setup bench-catalogue bench-diff bench-leaks bench-leaks-setup bitrot faults fuzz campaign-powerloss campaign-prune campaign-inplace clean
+.PHONY: help setup servers demo test test-unit test-vm lint bench bench-quick bench-setup bench-catalogue bench-diff bench-leaks bench-leaks-setup bitrot faults fuzz recipes-check campaign-powerloss campaign-prune campaign-inplace clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -65,6 +65,9 @@ campaign-prune: setup ## Prune under fire, 120,000 steps, and without each of it
 
 campaign-inplace: setup ## vm generalize and vm restore killed at every call that changes a file: half an hour, and docs/reports/inplace.*
 	@$(PYTHON) -m tests.campaigns.inplace --jobs 4 --report docs/reports/inplace
+
+recipes-check: setup ## Every recipe built anew, proved, started, its application asked: 15 minutes, and docs/reports/recipes.*
+	@$(PYTHON) -m tests.campaigns.recipes --fresh
 
 faults: servers ## The campaign of object-store faults: half an hour, and docs/reports/faults.*
 	@$(PYTHON) -m tests.campaigns.faults

@@ -13,21 +13,26 @@ def available() -> list[Recipe]:
     return known()
 
 
-def build_file(context: Context, recipe: str) -> Built:
-    """Build a recipe, or take what was built before; a raw disk in the cache.
+def build_file(context: Context, recipe: str, *, fresh: bool = False) -> Built:
+    """Build a recipe, or (unless ``fresh``) take what was built before; a raw disk in the cache.
 
     Raises:
         NotFound: no such recipe.
         ToolFailed: a package could not be had, or the build failed.
     """
-    return build(recipe, context.home.recipes, progress=context.progress)
+    return build(recipe, context.home.recipes, fresh=fresh, progress=context.progress)
 
 
 def build_image(
-    context: Context, recipe: str, name: str, *, generation: Generation | None = None
+    context: Context,
+    recipe: str,
+    name: str,
+    *,
+    generation: Generation | None = None,
+    fresh: bool = False,
 ) -> Imported:
-    """Build a recipe, or take what was built before, and upload it as an image."""
-    built = build_file(context, recipe)
+    """Build a recipe, or (unless ``fresh``) take what was built before, and upload it as an image."""
+    built = build_file(context, recipe, fresh=fresh)
     request = ImageRequest(
         name=name,
         os_type=built.os_type,
