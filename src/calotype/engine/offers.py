@@ -225,7 +225,7 @@ def _read(context: Context, catalog: MarketCatalog, *, fresh: bool = False) -> C
 
     try:
         return _asked(context, catalog.allow_addresses, question, fresh=fresh)
-    except ToolFailed as error:
+    except (ToolFailed, Untrusted, NotFound, InvalidInput) as error:
         if fresh:
             raise
         log.warning("%s; catalogue '%s' is as it was", one_line(error.message), catalog.name)
@@ -256,6 +256,7 @@ class _Pages:
         self._allow = allow
         self._age = age
         self._now: dict[str, bytes] = {}
+        self._new: dict[str, bytes] = {}  # of these, what was fetched
         self.old = False  # something was given that was fetched before
 
     def __call__(self, url: str, limit: int) -> bytes:
@@ -280,9 +281,12 @@ class _Pages:
         return path.read_bytes()
 
     def _fetched(self, url: str, limit: int) -> bytes:
-        data = fetch.get(url, limit, allow=self._allow)
-        write_private(self._path(url), data, durable=False)
-        return data
+        return self._new.setdefault(url, fetch.get(url, limit, allow=self._allow))
+
+    def keep(self) -> None:
+        """Keep what was fetched; to be called when it was found to be good."""
+        for url, data in self._new.items():
+            write_private(self._path(url), data, durable=False)
 
 
 def _asked(
@@ -296,11 +300,14 @@ def _asked(
     directory = _directory(context)
     pages = _Pages(directory, allow, age=0 if fresh else FRESH)
     try:
-        return question(pages)
+        answer = question(pages)
     except (Untrusted, NotFound, InvalidInput):
         if not pages.old:
             raise
-        return question(_Pages(directory, allow, age=0))
+        pages = _Pages(directory, allow, age=0)
+        answer = question(pages)
+    pages.keep()
+    return answer
 
 
 def _remembering(context: Context, question: Callable[[MutableMapping[str, int]], _T]) -> _T:

@@ -1,0 +1,104 @@
+"""A publisher on loopback for tests of the marketplace: a small disk, and catalogues that name it."""
+
+import hashlib
+import json
+import subprocess
+from datetime import UTC, datetime
+
+from tests.unit.web import File
+
+from calotype.engine import offers
+from calotype.model import MarketCatalog
+
+LOOPBACK = ("127.0.0.0/8",)
+
+
+def make_disk(room, machine_id=""):
+    """A raw "OS" disk of 8 MiB: ext4, with what a generalized Debian has of files that are looked at."""
+    (room / "tree" / "etc").mkdir(parents=True)
+    (room / "tree" / "usr").mkdir()
+    (room / "tree" / "etc" / "os-release").write_text('ID=debian\nPRETTY_NAME="Test"\n')
+    (room / "tree" / "etc" / "passwd").write_text("root:x:0:0::/root:/bin/sh\n")
+    (room / "tree" / "etc" / "machine-id").write_text(machine_id)
+    subprocess.run(
+        ["mke2fs", "-q", "-t", "ext4", "-d", room / "tree", room / "os.raw", "8M"], check=True
+    )
+    return (room / "os.raw").read_bytes()
+
+
+def offer(web, body, versions=("1.0.0",), *, sku="small", publisher="acme", more=""):
+    """An offer with versions at fixed addresses, as TOML; each version's file is put on the server."""
+    files = []
+    for version in versions:
+        path = f"/{publisher}/{sku}-{version}.raw"
+        web.files[path] = File(body)
+        digest = hashlib.sha256(body).hexdigest()
+        files.append(f'{{ version = "{version}", url = "{web.url(path)}", sha256 = "{digest}" }}')
+    return f"""
+[[offers]]
+publisher = "{publisher}"
+offer = "os"
+sku = "{sku}"
+title = "A small OS"
+os_type = "Linux"
+{more}
+[offers.source]
+kind = "url"
+format = "raw"
+files = [{", ".join(files)}]
+"""
+
+
+def catalogue(*parts):
+    return "format = 1\n" + "\n".join(parts)
+
+
+def put(web, *parts, path="/offers.toml"):
+    """Serve a catalogue; it is another one than before."""
+    web.files[path] = File(catalogue(*parts).encode())
+    return web.url(path)
+
+
+def add(context, location, name="acme", **more):
+    record = MarketCatalog(
+        name=name,
+        location=location,
+        allow_addresses=LOOPBACK,
+        added_at=datetime.now(UTC),
+        **{"kind": "offers", **more},
+    )
+    return offers.add(context, record)
+
+
+def streams(
+    web, body, *, root="/", product="acme.example:server:1:amd64", label="20240101", **more
+):
+    """A simplestreams index of Ubuntu's layout with one image behind it."""
+    path = f"server/releases/{label}/acme-1-server.img"
+    web.files[f"{root}{path}"] = File(body)
+    item = {
+        "ftype": "disk1.img",
+        "path": path,
+        "sha256": hashlib.sha256(body).hexdigest(),
+        "size": len(body),
+    }
+    record = {"arch": "amd64", "os": "acme", "version": "1", "release_title": "1 LTS", **more}
+    record["versions"] = {label: {"items": {"disk1.img": item}}}
+    updated = "Mon, 01 Jan 2024 00:00:00 +0000"
+    files = {
+        "index.json": {
+            "format": "index:1.0",
+            "updated": updated,
+            "index": {
+                "acme:download": {
+                    "datatype": "image-downloads",
+                    "path": "streams/v1/acme.json",
+                    "products": [product],
+                }
+            },
+        },
+        "acme.json": {"format": "products:1.0", "updated": updated, "products": {product: record}},
+    }
+    for name, value in files.items():
+        web.files[f"{root}streams/v1/{name}"] = File(json.dumps(value).encode())
+    return web.url(f"{root}streams/v1/index.json")

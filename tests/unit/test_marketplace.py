@@ -1,0 +1,328 @@
+"""The marketplace: catalogues, names, what is pulled and what is not, and who is believed."""
+
+import hashlib
+import os
+import subprocess
+from dataclasses import replace
+
+import pytest
+from tests.unit import market
+from tests.unit.web import File, serving
+
+from calotype.engine import fetch, marketplace, offers, references
+from calotype.errors import (
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    ToolFailed,
+    Untrusted,
+)
+from calotype.market import Urn
+from calotype.model import INSTALLATION, Caller, OsState, Scope, Shelf, SourceKind
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory):
+    return market.make_disk(tmp_path_factory.mktemp("disk"))
+
+
+@pytest.fixture(scope="module")
+def qcow2(disk, tmp_path_factory):
+    room = tmp_path_factory.mktemp("qcow2")
+    (room / "os.raw").write_bytes(disk)
+    argv = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", room / "os.raw", room / "os.qcow2"]
+    subprocess.run(argv, check=True)
+    return (room / "os.qcow2").read_bytes()
+
+
+@pytest.fixture
+def web(monkeypatch):
+    monkeypatch.setattr(fetch, "_PAUSES", (0, 0, 0))
+    with serving() as web:
+        yield web
+
+
+@pytest.fixture
+def acme(context, web, disk):
+    """A catalogue of one publisher with two versions of a small OS."""
+    more = 'aliases = ["small"]'
+    market.add(context, market.put(web, market.offer(web, disk, ("1.9.0", "1.10.0"), more=more)))
+    return web
+
+
+def gone_offline(context, web):
+    """Nobody can be asked any more, and what was asked before is old."""
+    web.failing = [503] * 999
+    expire(context)
+
+
+def expire(context):
+    for page in (context.home.cache / "market").glob("*.page"):
+        os.utime(page, (0, 0))
+
+
+def test_the_latest_is_pulled_once(context, acme, disk):
+    image = references.find(context, "acme:os:small")
+    assert image.name == "acme:os:small:1.10.0"
+    assert image.shelf is Shelf.MARKETPLACE
+    assert image.scope == Scope(INSTALLATION, "Marketplace")
+    assert image.os_state is OsState.GENERALIZED
+    assert image.provenance.kind is SourceKind.MARKETPLACE
+    assert image.provenance.source == acme.url("/acme/small-1.10.0.raw")
+    assert image.provenance.sha256 == hashlib.sha256(disk).hexdigest()
+    assert "published by acme, as 1.10.0" in image.provenance.notes
+    assert "its digest was signed by nobody" in image.provenance.notes
+    assert list((context.home.cache / "downloads").iterdir()) == []
+    before = acme.sent
+    for name in ("acme:os:small", "ACME:os:small:Latest", "small", "acme:os:small:1.10.0"):
+        assert references.find(context, name).id == image.id
+    assert acme.sent == before
+    assert context.catalog.audit.list(1)[0].action == "marketplace.pull"
+
+
+def test_versions_of_one_file_share_their_bytes(context, acme):
+    first = marketplace.pull(context, Urn.parse("acme:os:small:1.9.0"))
+    second = marketplace.pull(context, Urn.parse("acme:os:small"))
+    assert not first.existed
+    assert not second.existed
+    assert first.image.os_disk.index == second.image.os_disk.index
+    assert marketplace.pull(context, Urn.parse("acme:os:small")).existed
+
+
+def test_a_version_that_is_here_asks_nobody(context, acme):
+    image = references.find(context, "acme:os:small:1.9.0")
+    gone_offline(context, acme)
+    asked = len(acme.hosts)
+    assert references.find(context, "acme:os:small:1.9.0").id == image.id
+    assert len(acme.hosts) == asked
+    offers.remove(context, "acme")  # nor need its catalogue be known
+    assert references.find(context, "acme:os:small:1.9.0").id == image.id
+
+
+def test_offline_the_newest_that_is_here_is_taken_and_said(context, acme, caplog):
+    image = references.find(context, "acme:os:small:1.9.0")
+    gone_offline(context, acme)
+    assert references.find(context, "acme:os:small").id == image.id
+    assert "taken instead: acme:os:small:1.9.0, the newest that was pulled" in caplog.text
+    with pytest.raises(ToolFailed, match="503"):
+        references.find(context, "acme:os:small:1.10.0")
+
+
+def test_offline_with_nothing_here_it_fails(context, acme):
+    gone_offline(context, acme)
+    with pytest.raises(ToolFailed, match="503"):
+        references.find(context, "acme:os:small")
+
+
+def test_versions_that_are_excluded_are_never_the_latest(context, web, disk):
+    more = 'excluded = ["1.10.0"]'
+    text = market.offer(web, disk, ("1.9.0", "1.10.0"), more=more)
+    market.add(context, market.put(web, text))
+    assert references.find(context, "acme:os:small").name == "acme:os:small:1.9.0"
+    assert references.find(context, "acme:os:small:1.10.0").name == "acme:os:small:1.10.0"
+
+
+def test_none_that_may_be_the_latest(context, web, disk):
+    text = market.offer(web, disk, more='excluded = ["1.0.0"]')
+    market.add(context, market.put(web, text))
+    with pytest.raises(NotFound, match="no version that may be the latest") as refusal:
+        references.find(context, "acme:os:small")
+    assert "marketplace show acme:os:small" in (refusal.value.hint or "")
+
+
+def test_a_file_that_lies_makes_no_image(context, acme):
+    acme.files["/acme/small-1.10.0.raw"].body = b"x" * 4096
+    with pytest.raises(Untrusted, match="it was removed"):
+        references.find(context, "acme:os:small")
+    assert context.system.find_on(Shelf.MARKETPLACE, "acme:os:small:1.10.0") is None
+
+
+def test_what_its_disk_contradicts_is_not_taken_unless_it_is_said(context, web, tmp_path):
+    body = market.make_disk(tmp_path, machine_id="0123456789abcdef0123456789abcdef\n")
+    market.add(context, market.put(web, market.offer(web, body)))
+    with pytest.raises(InvalidInput, match="is declared Generalized, but") as refusal:
+        references.find(context, "acme:os:small")
+    assert "marketplace pull acme:os:small:1.0.0 --force" in (refusal.value.hint or "")
+    sent = web.sent
+    pulled = marketplace.pull(context, Urn.parse("acme:os:small"), force=True)
+    assert pulled.image.os_state is OsState.GENERALIZED
+    assert web.sent == sent  # what could not be used was kept
+    assert context.catalog.audit.list(1)[0].action == "image.overrule"
+
+
+def test_installation_media_is_no_disk(context, web, disk):
+    text = market.offer(web, disk).replace('format = "raw"', 'format = "iso"')
+    market.add(context, market.put(web, text))
+    with pytest.raises(InvalidInput, match="installation media, not a disk") as refusal:
+        references.find(context, "acme:os:small")
+    assert "capture" in (refusal.value.hint or "")
+
+
+# -- names
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "cure"),
+    [
+        ("acmee:os:small", "no offer 'acmee:os:small'", "near names are acme: a name that looks"),
+        ("acme:os:smal", "no offer 'acme:os:smal'", "near names are acme:os:small"),
+        ("smal", "there is no image 'smal'", "near names of the marketplace are small"),
+        ("unlike-any", "there is no image 'unlike-any'", "calotype image list"),
+        ("acme:os:small:7.0.0", "no version 7.0.0", "marketplace show acme:os:small"),
+    ],
+)
+def test_what_is_not_there_is_said_with_what_is_near(context, acme, text, words, cure):
+    with pytest.raises(NotFound, match=words) as refusal:
+        references.find(context, text)
+    assert cure in (refusal.value.hint or "")
+
+
+@pytest.mark.parametrize("text", ["a:b", "a:b:c:d:e", "acme:os:small:1.0"])
+def test_what_is_no_name(context, acme, text):
+    with pytest.raises(InvalidInput):
+        references.find(context, text)
+
+
+# -- catalogues
+
+
+def test_a_catalogue_of_the_owner_can_be_a_file(context, web, disk, tmp_path):
+    path = tmp_path / "offers.toml"
+    path.write_text(market.catalogue(market.offer(web, disk)))
+    market.add(context, offers.location(str(path)))
+    assert references.find(context, "acme:os:small").name == "acme:os:small:1.0.0"
+
+
+def test_catalogues_are_the_owners(context, acme):
+    other = type(context)(context.home, context.driver, caller=Caller("somebody"))
+    for act in (
+        lambda: market.add(other, acme.url("/offers.toml"), name="again"),
+        lambda: offers.remove(other, "acme"),
+        lambda: offers.update(other),
+    ):
+        with pytest.raises(Forbidden, match="installation's owner"):
+            act()
+    other.close()
+
+
+def test_a_catalogue_speaks_for_its_own_publishers_alone(context, acme, web, disk):
+    url = market.put(web, market.offer(web, disk, sku="other"), path="/second.toml")
+    with pytest.raises(Conflict, match="the publisher 'acme' is in two catalogues"):
+        market.add(context, url, name="second")
+    url = market.put(web, market.offer(web, disk, publisher="debian"), path="/third.toml")
+    with pytest.raises(Conflict, match="the publisher 'debian' is in two catalogues"):
+        market.add(context, url, name="third")
+    url = market.put(web, market.offer(web, disk, publisher="b"), path="/fourth.toml")
+    with pytest.raises(Conflict, match="there is a catalogue 'acme' already"):
+        market.add(context, url)
+
+
+def test_a_look_alike_is_pointed_out(context, acme, web, disk, caplog):
+    url = market.put(web, market.offer(web, disk, publisher="debiann"), path="/second.toml")
+    market.add(context, url, name="second")
+    assert "the publisher 'debiann' is called much like 'debian'" in caplog.text
+
+
+def test_a_catalogue_that_comes_to_claim_anothers_publisher_is_left_out(
+    context, acme, disk, caplog
+):
+    market.put(acme, market.offer(acme, disk, publisher="debian"))
+    expire(context)
+    known = offers.load(context)
+    assert "catalogue 'acme' is left out" in caplog.text
+    assert known.find(Urn.parse("debian:debian-12:cloud")).source
+    assert "acme" not in known.catalogue.publishers
+
+
+def test_an_update_asks_again(context, acme, disk):
+    references.find(context, "acme:os:small")
+    market.put(acme, market.offer(acme, disk, ("1.10.0", "1.11.0")))
+    assert references.find(context, "acme:os:small").name == "acme:os:small:1.10.0"
+    updated = {u.name: u for u in offers.update(context)}
+    assert updated["acme"].offers == 1
+    assert updated["default"].offers > 0
+    assert references.find(context, "acme:os:small").name == "acme:os:small:1.11.0"
+
+
+def test_an_update_says_what_failed_and_keeps_what_was(context, acme):
+    gone_offline(context, acme)
+    (failed,) = (u for u in offers.update(context) if u.name == "acme")
+    assert "503" in (failed.error or "")
+    assert offers.load(context).find(Urn.parse("acme:os:small"))
+
+
+@pytest.mark.parametrize("body", [b"what?", None])
+def test_a_catalogue_that_breaks_stays_as_it_was(context, acme, caplog, body):
+    if body is None:
+        del acme.files["/offers.toml"]
+    else:
+        acme.files["/offers.toml"].body = body
+    expire(context)
+    assert offers.load(context).find(Urn.parse("acme:os:small"))
+    assert "catalogue 'acme' is as it was" in caplog.text
+
+
+def test_a_catalogue_that_is_gone(context, acme):
+    offers.remove(context, "acme")
+    with pytest.raises(NotFound, match="no catalogue 'acme'"):
+        offers.remove(context, "acme")
+    with pytest.raises(NotFound, match="no offer"):
+        references.find(context, "acme:os:small")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("format = 2\noffers = []", "format 2"),
+        ("what?", "cannot be read"),
+        ("x" * 5_000_000, "larger than"),
+    ],
+)
+def test_what_is_no_catalogue(context, web, text, words):
+    web.files["/bad.toml"] = File(text.encode())
+    with pytest.raises(InvalidInput, match=words):
+        market.add(context, web.url("/bad.toml"))
+    assert context.catalog.marketplace.catalogs() == []
+
+
+def test_catalogues_inside_are_refused_unless_they_are_allowed(context, acme):
+    (catalog,) = context.catalog.marketplace.catalogs()
+    inside = replace(catalog, name="inside", allow_addresses=())
+    expire(context)
+    with pytest.raises(InvalidInput, match="not public"):
+        offers.add(context, inside)
+
+
+# -- simplestreams
+
+
+def test_an_index_is_a_catalogue(context, web, qcow2):
+    url = market.streams(web, qcow2)
+    found = market.add(context, url, kind="simplestreams", publisher="acme")
+    assert [str(offer.urn) for offer in found] == ["acme:acme-1:server:latest"]
+    image = references.find(context, "acme:acme-1:server")
+    assert image.name == "acme:acme-1:server:20240101.0.0"
+    assert image.provenance.source.endswith("/server/releases/20240101/acme-1-server.img")
+
+
+def test_an_index_needs_a_publisher(context, web, disk):
+    url = market.streams(web, disk)
+    with pytest.raises(InvalidInput, match="under a publisher") as refusal:
+        market.add(context, url, kind="simplestreams")
+    assert "--publisher" in (refusal.value.hint or "")
+
+
+def test_an_index_that_goes_back_is_refused(context, web, qcow2):
+    url = market.streams(web, qcow2)
+    market.add(context, url, kind="simplestreams", publisher="acme")
+    offer = offers.load(context).find(Urn.parse("acme:acme-1:server"))
+    assert offers.releases(context, offers.load(context), offer)
+    for name in ("index.json", "acme.json"):
+        file = web.files[f"/streams/v1/{name}"]
+        file.body = file.body.replace(b"01 Jan 2024", b"01 Dec 2023").replace(b"Mon", b"Fri")
+    expire(context)
+    with pytest.raises(Untrusted, match="older than what was there before"):
+        references.find(context, "acme:acme-1:server")
+    (context.home.cache / "market" / "seen.json").write_text("?")
+    assert all("is damaged" in (u.error or "") for u in offers.update(context)[1:])
