@@ -145,14 +145,17 @@ class Galleries:
             return [to_gallery(db, dict(row)) for row in db.execute(query).mappings()]
 
     def update(self, gallery: Gallery, act: Act, role: Role = Role.CONTRIBUTOR) -> None:
-        """Change what can change of a gallery.
+        """Change what can change of a gallery; with whom it is shared is an Owner's to say.
 
         Raises:
             NotFound, Forbidden: there is none, or the caller has not ``role`` for it.
             Conflict: the public name is taken.
         """
         with self._write() as db:
-            self.access.require(db, role, self.row(db, gallery.id), f"gallery '{gallery.name}'")
+            row = self.row(db, gallery.id)
+            if _sharing(to_gallery(db, row)) != _sharing(gallery):
+                role = Role.OWNER
+            self.access.require(db, role, row, f"gallery '{row['name']}'")
             values = {**_changeable(gallery), "soft_delete_days": gallery.soft_delete_days}
             db.execute(update(galleries).where(galleries.c.id == gallery.id).values(**values))
             mine = gallery_subscriptions.c.gallery_id == gallery.id
@@ -378,6 +381,11 @@ def _definition_row(definition: ImageDefinition) -> dict[str, Any]:
         "tags": definition.tags,
         "created_at": definition.created_at,
     }
+
+
+def _sharing(gallery: Gallery) -> tuple[Any, ...]:
+    """With whom a gallery is shared."""
+    return gallery.sharing, set(gallery.subscriptions), gallery.everyone, gallery.community
 
 
 def _changeable(gallery: Gallery) -> dict[str, Any]:
