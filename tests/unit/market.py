@@ -3,12 +3,10 @@
 import hashlib
 import json
 import subprocess
-from datetime import UTC, datetime
 
 from tests.unit.web import File
 
 from calotype.engine import offers
-from calotype.model import MarketCatalog
 
 LOOPBACK = ("127.0.0.0/8",)
 
@@ -59,15 +57,10 @@ def put(web, *parts, path="/offers.toml"):
     return web.url(path)
 
 
-def add(context, location, name="acme", **more):
-    record = MarketCatalog(
-        name=name,
-        location=location,
-        allow_addresses=LOOPBACK,
-        added_at=datetime.now(UTC),
-        **{"kind": "offers", **more},
+def add(context, location, name="acme", kind="offers", **more):
+    return offers.add(
+        context, offers.record(name, location, kind, allow_addresses=LOOPBACK, **more)
     )
-    return offers.add(context, record)
 
 
 def streams(

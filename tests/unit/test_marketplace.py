@@ -190,7 +190,7 @@ def test_what_is_no_name(context, acme, text):
 def test_a_catalogue_of_the_owner_can_be_a_file(context, web, disk, tmp_path):
     path = tmp_path / "offers.toml"
     path.write_text(market.catalogue(market.offer(web, disk)))
-    market.add(context, offers.location(str(path)))
+    market.add(context, str(path))
     assert references.find(context, "acme:os:small").name == "acme:os:small:1.0.0"
 
 

@@ -20,6 +20,7 @@ GROUPS = {
     "snapshot": "Snapshots of managed disks: create, list, show, delete.",
     "gallery": "Galleries: image definitions and their versions; sharing.",
     "store": "The store: how much it holds, whether it is whole; prune, repair, copy.",
+    "marketplace": "Publishers' images: find, pull; catalogues, terms.",
     "community": "Community galleries: publish, list, search, show, report; follow other installations'.",
     "keys": "The key that signs evidence reports, and the keys that are believed.",
     "audit": "What somebody must answer for: overrides, keys; whether the record is whole.",

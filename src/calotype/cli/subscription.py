@@ -17,6 +17,11 @@ from calotype.model import Quota, QuotaKind
 app = App(name="subscription", help=GROUPS["subscription"])
 quota = App(name="quota", help="How much a subscription may have.")
 app.command(quota)
+app.command(
+    "calotype.cli.entitlement:app",
+    name="entitlement",
+    help="Offers that are not for everybody, such as msdn: who may use them.",
+)
 
 COLUMNS: Columns = {
     "Name": lambda s: s["name"],

@@ -5,7 +5,7 @@ An image that was pulled stands on the marketplace's shelf, for the whole instal
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from calotype.catalog import Act
@@ -17,10 +17,21 @@ from calotype.engine.fetch import plain
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.offers import Offers
 from calotype.engine.sources import Upload
-from calotype.errors import Conflict, InvalidInput, NotFound, ToolFailed, Untrusted
+from calotype.errors import CalotypeError, Conflict, InvalidInput, NotFound, ToolFailed, Untrusted
 from calotype.market import File, Offer, Release, Urn
-from calotype.market.offer import FromRecipe
-from calotype.model import INSTALLATION, Image, Provenance, Scope, Shelf, SourceKind, Version
+from calotype.market.offer import FromRecipe, Pinned
+from calotype.model import (
+    INSTALLATION,
+    Architecture,
+    Image,
+    OsType,
+    Provenance,
+    PurchasePlan,
+    Scope,
+    Shelf,
+    SourceKind,
+    Version,
+)
 from calotype.units import one_line
 
 log = logging.getLogger("calotype.marketplace")
@@ -129,6 +140,137 @@ def _latest(known: Offers, context: Context, offer: Offer) -> Release:
 
 def _at(known: Offers, context: Context, offer: Offer, urn: Urn) -> Release:
     return offers.releases(context, known, offer, urn.version)[0]
+
+
+# -- what there is
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OfferView:
+    """An offer, as people are shown it."""
+
+    urn: str
+    title: str
+    description: str
+    os_type: OsType
+    architecture: Architecture
+    aliases: tuple[str, ...]
+    plan: PurchasePlan | None
+    entitlement: str | None
+    verified: str  # how its files are known to be its publisher's
+    catalog: str | None  # that was added; None: the one that ships
+    pulled: tuple[str, ...]  # versions, the newest first
+    homepage: str | None
+    facts: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VersionView:
+    """A version of an offer: that its publisher has, or that is here."""
+
+    urn: str
+    label: str | None  # as its publisher spells it; None: its publisher has it no more
+    size: int | None  # of the file, in bytes
+    signed_by: str | None  # fingerprint
+    excluded: bool  # it is never the latest
+    pulled: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """An offer with its versions, the newest first.
+
+    ``accepted``: whether its terms were, by the caller's subscription; ``None``: it has none.
+    """
+
+    offer: OfferView
+    versions: tuple[VersionView, ...]
+    accepted: bool | None
+
+
+def search(
+    context: Context,
+    words: Sequence[str] = (),
+    *,
+    publisher: str | None = None,
+    offer: str | None = None,
+    sku: str | None = None,
+) -> list[OfferView]:
+    """The offers in which all words occur, and that are of what else is asked for; nobody is asked."""
+    known = offers.load(context)
+    found = known.catalogue.search(words, publisher=publisher, offer=offer, sku=sku)
+    return [_view(context, known, item) for item in found]
+
+
+def versions(context: Context, views: Iterable[OfferView]) -> list[VersionView]:
+    """The versions of several offers; a publisher that cannot be asked is named, and left out."""
+    known = offers.load(context)
+    rows: list[VersionView] = []
+    for view in views:
+        try:
+            rows += _versions(context, known, known.find(Urn.parse(view.urn)))
+        except CalotypeError as error:
+            log.warning("%s: %s", view.urn, one_line(error.message))
+    return rows
+
+
+def show(context: Context, text: str) -> Shown:
+    """An offer, its versions, and its terms.
+
+    Raises:
+        NotFound: no such offer; Untrusted, InvalidInput, ToolFailed: as of :func:`find`.
+    """
+    known = offers.load(context)
+    offer = known.find(known.urn(text))
+    view = _view(context, known, offer)
+    accepted = purchase.terms(context, text).accepted if offer.plan is not None else None
+    return Shown(offer=view, versions=tuple(_versions(context, known, offer)), accepted=accepted)
+
+
+def _view(context: Context, known: Offers, offer: Offer) -> OfferView:
+    added = known.added.get(offer.publisher)
+    return OfferView(
+        urn=offer.urn.base,
+        title=offer.title,
+        description=offer.description,
+        os_type=offer.os_type,
+        architecture=offer.architecture,
+        aliases=offer.aliases,
+        plan=offer.purchase_plan,
+        entitlement=offer.entitlement,
+        verified=_verified(offer),
+        catalog=added.name if added is not None else None,
+        pulled=tuple(map(str, pulled_versions(context, offer.urn))),
+        homepage=offer.homepage,
+        facts=offer.facts,
+    )
+
+
+def _verified(offer: Offer) -> str:
+    match offer.source:
+        case FromRecipe():
+            return "built here"
+        case Pinned():
+            return "by its catalogue"
+        case source:
+            return "signature" if source.signed_by else "checksums alone"
+
+
+def _versions(context: Context, known: Offers, offer: Offer) -> list[VersionView]:
+    here = set(pulled_versions(context, offer.urn))
+    found = {r.version: r for r in offers.releases(context, known, offer)}
+    return [
+        VersionView(
+            urn=str(replace(offer.urn, version=version)),
+            label=release.label if release is not None else None,
+            size=release.os_disk.size if release is not None and release.os_disk else None,
+            signed_by=release.signed_by if release is not None else None,
+            excluded=release is not None and release.excluded,
+            pulled=version in here,
+        )
+        for version in sorted(here | found.keys(), reverse=True)
+        for release in (found.get(version),)
+    ]
 
 
 # -- from a release to an image

@@ -207,9 +207,33 @@ def update(context: Context) -> list[Updated]:
     return report
 
 
-def location(text: str) -> str:
-    """Where a catalogue is, as it is kept: a URL, or the whole path of a file."""
-    return text if "://" in text else str(Path(text).absolute())
+def record(
+    name: str,
+    location: str,
+    kind: str,
+    *,
+    publisher: str | None = None,
+    keyring: Path | None = None,
+    allow_addresses: tuple[str, ...] = (),
+) -> MarketCatalog:
+    """A catalogue as it is kept: files by their whole paths, and the text of its keyring.
+
+    Raises:
+        NotFound, InvalidInput: there is no such keyring, or it is none.
+    """
+    armored = None
+    if keyring is not None:
+        armored = _file(keyring, keyrings.MAX).decode("ascii", "replace")
+        keyrings.keys(armored)
+    return MarketCatalog(
+        name=name,
+        location=location if "://" in location else str(Path(location).absolute()),
+        kind=kind,
+        publisher=publisher,
+        keyring=armored,
+        allow_addresses=allow_addresses,
+        added_at=datetime.now(UTC),
+    )
 
 
 def _read(context: Context, catalog: MarketCatalog, *, fresh: bool = False) -> Catalogue:

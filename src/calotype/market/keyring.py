@@ -10,7 +10,7 @@ from calotype.market.signature import dearmored
 _PUBLIC_KEY = 6  # the packet's tag
 #: Version of the key packet -> how its fingerprint is made (RFC 9580, 5.5.4): hash, prefix, bytes of length.
 _FINGERPRINTS = {4: ("sha1", b"\x99", 2), 6: ("sha256", b"\x9b", 4)}
-_MAX = 1 << 18
+MAX = 1 << 18  # bytes of an armored file
 
 
 def keys(armored: str) -> tuple[Key, ...]:
@@ -19,8 +19,8 @@ def keys(armored: str) -> tuple[Key, ...]:
     Raises:
         InvalidInput: there is none, or the file is damaged or too large.
     """
-    if len(armored) > _MAX:
-        raise InvalidInput(f"the keyring is larger than {_MAX} bytes")
+    if len(armored) > MAX:
+        raise InvalidInput(f"the keyring is larger than {MAX} bytes")
     data = dearmored(armored)
     found = tuple(
         Key(fingerprint=_fingerprint(body), armored=armored)
