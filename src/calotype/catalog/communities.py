@@ -97,7 +97,12 @@ class Communities:
             append(db, act)
 
     def revoke(self, reasons: Mapping[str, str | None], act: Act) -> None:
-        """Write down what a publisher says of images (by id) that were pulled: why they are revoked, or not."""
+        """Write down what publishers say of pulled images (by id): why they are revoked, or that not.
+
+        Raises:
+            Forbidden: the caller does not own this installation.
+        """
+        self.require_owner()
         with self._write() as db:
             for image_id, reason in reasons.items():
                 mark_revoked(db, image_id, reason)

@@ -13,6 +13,19 @@ from calotype.engine import community
 from calotype.model import ReportCategory
 
 app = App(name="community", help=GROUPS["community"])
+#: Commands between installations, which load much: what ``--help`` says without loading them.
+_BETWEEN = {
+    "export": "Write the public galleries as signed static files that any web server or bucket can hold.",
+    "rotate": "Sign a new root: new keys where they were lost or stolen, or only for another year.",
+    "serve": "Serve an exported tree over HTTP, for those without a web server.",
+    "add": "Follow the public galleries of another installation.",
+    "update": "Ask followed installations what they show now.",
+    "remove": "Follow an installation no longer; images that were pulled stay.",
+    "followed": "List the followed installations, as they were seen last.",
+    "pull": "Bring an image of a followed gallery here: only the chunks that are missing.",
+}
+for _name, _help in _BETWEEN.items():
+    app.command(f"calotype.cli.followed:{_name}", name=_name, help=_help)
 
 COLUMNS: Columns = {
     "Image": lambda r: r["reference"],

@@ -113,9 +113,13 @@ def add_domain(objects: ObjectStore, name: str) -> None:
 
 def keep_domain(objects: ObjectStore, domain: Domain) -> None:
     """Create a dedup domain with this key, unless one of that name is there."""
+    objects.put(DOMAINS + domain.name, sealed_domain(domain), if_absent=True)
+
+
+def sealed_domain(domain: Domain) -> bytes:
+    """The object that holds a domain's key."""
     pack_name(domain.name)
-    content: dict[str, object] = {"name": domain.name, "key": domain.key.hex()}
-    objects.put(DOMAINS + domain.name, seal(content), if_absent=True)
+    return seal({"name": domain.name, "key": domain.key.hex()})
 
 
 def _fresh(name: str) -> Domain:
