@@ -122,7 +122,7 @@ class Marketplace:
         return Acceptance(**values, plan=plan, accepted_at=row["accepted_at"])
 
     def accept(self, acceptance: Acceptance, act: Act) -> None:
-        """Write down that terms were accepted for the caller's subscription, instead of any before.
+        """Write down that terms were accepted for a subscription, instead of any before.
 
         Raises:
             Forbidden: the caller may not make resources in all of it.
@@ -136,8 +136,9 @@ class Marketplace:
             "accepted_at": acceptance.accepted_at,
         }
         with self._write() as db:
-            self._require(db, "accept terms")
-            db.execute(delete(terms).where(*self._mine(acceptance.plan)))
+            self._require(db, acceptance.subscription, "accept terms")
+            there = terms.c.subscription == acceptance.subscription
+            db.execute(delete(terms).where(there, *_of(acceptance.plan)))
             db.execute(insert(terms), row)
             append(db, act)
 
@@ -149,7 +150,7 @@ class Marketplace:
             Forbidden: the caller may not make resources in all of the subscription.
         """
         with self._write() as db:
-            self._require(db, "take back terms")
+            self._require(db, self.access.caller.scope.subscription, "take back terms")
             if not db.execute(delete(terms).where(*self._mine(plan))).rowcount:
                 raise NotFound(
                     f"this subscription has not accepted the terms of plan '{plan.name}' of "
@@ -221,19 +222,23 @@ class Marketplace:
 
     def _mine(self, plan: PurchasePlan) -> list[Any]:
         """The condition of being the acceptance of a plan for the caller's subscription."""
-        mine = {"subscription": self.access.caller.scope.subscription, **_plan_row(plan)}
-        return [terms.c[name] == value for name, value in mine.items()]
+        return [terms.c.subscription == self.access.caller.scope.subscription, *_of(plan)]
 
-    def _require(self, db: Connection, what: str) -> None:
+    def _require(self, db: Connection, subscription: str, what: str) -> None:
         """Refuse whoever has a role in a part of the subscription only: terms bind all of it."""
         caller = self.access.caller
-        whole = {"subscription": caller.scope.subscription, "resource_group": None}
+        whole = {"subscription": subscription, "resource_group": None}
         if not self.access.has(db, Role.CONTRIBUTOR, whole):
             raise Forbidden(
                 f"'{caller.principal}' may not {what}: they bind the whole subscription",
                 hint=f"an owner of it can: calotype role assign {caller.principal} Contributor "
-                f"--subscription {caller.scope.subscription}",
+                f"--subscription {subscription}",
             )
+
+
+def _of(plan: PurchasePlan) -> list[Any]:
+    """The condition of being about a plan."""
+    return [terms.c[name] == value for name, value in _plan_row(plan).items()]
 
 
 def _plan_row(plan: PurchasePlan) -> Mapping[str, str]:

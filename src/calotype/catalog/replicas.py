@@ -21,6 +21,8 @@ from calotype.model import Replica, ReplicationState, Role
 
 Transaction = Callable[[], AbstractContextManager[Connection]]
 
+_REGIONS = "keep the books of regions"
+
 
 class Replicas:
     """The replicas of versions in a catalogue; each method is one transaction."""
@@ -75,12 +77,14 @@ class Replicas:
 
     def note(self, image_id: str, replica: Replica) -> bool:
         """Write down how far a replica is; whether it is still wanted."""
+        self._galleries.access.require_all(_REGIONS)
         here = (replicas.c.image_id == image_id, replicas.c.region == replica.region)
         with self._write() as db:
             return db.execute(update(replicas).where(*here).values(**_row(replica))).rowcount > 0
 
     def interrupt(self, region: str, detail: str) -> None:
         """Write down that nobody works on a region's replicas any more."""
+        self._galleries.access.require_all(_REGIONS)
         working = replicas.c.state == ReplicationState.REPLICATING.value
         values = {"state": ReplicationState.FAILED.value, "detail": detail}
         with self._write() as db:
@@ -90,6 +94,7 @@ class Replicas:
 
     def claim(self, region: str, indexes: Collection[str]) -> None:
         """Write down Indexes that are about to be brought to a region."""
+        self._galleries.access.require_all(_REGIONS)
         there = select(replica_indexes.c.index).where(replica_indexes.c.region == region)
         with self._write() as db:
             new = sorted(set(indexes) - set(db.scalars(there)))
@@ -99,6 +104,7 @@ class Replicas:
 
     def unneeded(self) -> Mapping[str, Sequence[str]]:
         """What was brought to each region and no version needs there any more."""
+        self._galleries.access.require_all(_REGIONS)
         needed = exists().where(
             replicas.c.region == replica_indexes.c.region,
             replicas.c.image_id == image_disks.c.image_id,
@@ -113,6 +119,7 @@ class Replicas:
 
     def forget(self, region: str, index: str) -> None:
         """Write down that an Index was removed from a region."""
+        self._galleries.access.require_all(_REGIONS)
         here = (replica_indexes.c.region == region, replica_indexes.c.index == index)
         with self._write() as db:
             db.execute(delete(replica_indexes).where(*here))

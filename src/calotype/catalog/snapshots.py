@@ -10,7 +10,7 @@ from calotype.catalog import rows
 from calotype.catalog.access import Access
 from calotype.catalog.tables import disks, snapshots
 from calotype.errors import Conflict
-from calotype.model import Consistency, ManagedDisk, OsType, Role, Snapshot
+from calotype.model import Consistency, ManagedDisk, OsType, Role, Scope, Snapshot
 
 Transaction = Callable[[], AbstractContextManager[Connection]]
 
@@ -31,21 +31,22 @@ class Snapshots:
             Conflict, Forbidden: it cannot be made.
         """
         with self._read() as db:
-            self._require_free(db, name)
+            self._require_free(db, name, self._access.caller.scope)
 
     def add(self, snapshot: Snapshot, taken_of: ManagedDisk) -> bool:
         """Make a snapshot exist; ``False`` if the disk is not any more where it was when it was read.
 
         Raises:
             Conflict: the name is taken.
-            Forbidden: the caller may not make resources in its group.
+            NotFound, Forbidden: the caller may not make resources there, or not read the disk.
         """
         here = (disks.c.id == taken_of.id, disks.c.vm_id.is_not_distinct_from(taken_of.vm_id))
         same = disks.c.overlay.is_not_distinct_from(taken_of.overlay)
         with self._write() as db:
-            self._require_free(db, snapshot.name)
+            self._require_free(db, snapshot.name, snapshot.scope)
             if db.scalar(select(disks.c.id).where(*here, same)) is None:
                 return False
+            self._access.find(db, "disk", taken_of.id, Role.CONTRIBUTOR)
             db.execute(insert(snapshots), _row(snapshot))
             return True
 
@@ -82,11 +83,10 @@ class Snapshots:
         with self._read() as db:
             return set(db.scalars(select(snapshots.c.index).distinct()))
 
-    def _require_free(self, db: Connection, name: str) -> None:
-        self._access.require_here(db, Role.CONTRIBUTOR, f"snapshot '{name}'")
-        if db.scalar(
-            select(snapshots.c.id).where(snapshots.c.name == name, self._access.here(snapshots))
-        ):
+    def _require_free(self, db: Connection, name: str, scope: Scope) -> None:
+        self._access.require_in(db, Role.CONTRIBUTOR, scope, f"snapshot '{name}'")
+        there = (snapshots.c[column] == value for column, value in rows.scope_row(scope).items())
+        if db.scalar(select(snapshots.c.id).where(snapshots.c.name == name, *there)):
             raise Conflict(
                 f"snapshot '{name}' exists already", hint="choose another name, or delete it first"
             )
