@@ -30,7 +30,7 @@ from calotype.catalog.audit import PRINCIPAL, Act, Audit, append
 from calotype.catalog.communities import Communities
 from calotype.catalog.community import Community
 from calotype.catalog.galleries import Galleries
-from calotype.catalog.images import drop_image, image_disk_rows_of, put_image
+from calotype.catalog.images import disk_rows_by_image, drop_image, image_disk_rows_of, put_image
 from calotype.catalog.ledger import SqlLedger
 from calotype.catalog.lineage import Lineage
 from calotype.catalog.marketplace import Marketplace
@@ -58,6 +58,7 @@ from calotype.model import (
     OsState,
     QuotaKind,
     Role,
+    Scope,
     Shelf,
     Stage,
     Verdict,
@@ -149,6 +150,30 @@ class Catalog:
         except NotFound:
             return None
 
+    def image_at(self, scope: Scope, name: str) -> Image:
+        """The image of that name that stands by itself in a group anywhere; case matters only between two.
+
+        Raises:
+            NotFound: there is none that the caller may see.
+        """
+        where = (
+            images.c.shelf == Shelf.MANAGED.value,
+            images.c.subscription == scope.subscription.lower(),
+            images.c.resource_group.collate("NOCASE") == scope.group,
+            images.c.name.collate("NOCASE") == name,
+        )
+        exact = (images.c.resource_group == scope.group, images.c.name == name)
+        query = select(images).where(*where).order_by(*(column.desc() for column in exact))
+        with self._read() as db:
+            for row in _all(db, query.order_by(images.c.id)):
+                if self.access.may(db, Role.READER, images, row):
+                    return rows.to_image(row, image_disk_rows_of(db, row["id"]))
+        raise NotFound(
+            f"there is no image '{name}' in resource group '{scope.group}' of subscription "
+            f"'{scope.subscription}'",
+            hint="or you may not see it; calotype image list shows those of a group",
+        )
+
     def find_on(self, shelf: Shelf, name: str) -> Image | None:
         """The image of that name among those that were pulled for the whole installation, or ``None``."""
         with self._read() as db:
@@ -160,14 +185,16 @@ class Catalog:
         with self._read() as db:
             managed = self._listed(db, images).where(images.c.shelf == Shelf.MANAGED.value)
             found = _all(db, managed)
-            return [rows.to_image(row, image_disk_rows_of(db, row["id"])) for row in found]
+            disk_rows = disk_rows_by_image(db, [row["id"] for row in found])
+            return [rows.to_image(row, disk_rows[row["id"]]) for row in found]
 
     def every_image(self) -> list[Image]:
         """All images of the installation, versions and pulled ones too, by name: for housekeeping."""
         self.access.require_all("see every image")
         with self._read() as db:
             found = _all(db, select(images).order_by(images.c.name))
-            return [rows.to_image(row, image_disk_rows_of(db, row["id"])) for row in found]
+            disk_rows = disk_rows_by_image(db, [row["id"] for row in found])
+            return [rows.to_image(row, disk_rows[row["id"]]) for row in found]
 
     def image_names(self) -> dict[str, str]:
         """Names of the images that VMs were made of, by id; also of those that are gone: for housekeeping."""
