@@ -289,7 +289,7 @@ def test_a_broken_pipe_of_our_own_is_an_error():
         (("vm", "wait", "a", "--timeout", "inf"), "seconds"),
         (("vm", "stop", "a", "--timeout", "-1"), "seconds"),
         (("image", "list", "--query", "length(@.a)"), "--query"),
-        (("image", "show", b"\xff"), "cannot hold"),
+        (("image", "show", b"\xff"), "no reference to an image"),
         (("image", "create", "x", "--source", "http://[x", "--checksum", "0" * 64), "no URL"),
     ],
 )

@@ -15,6 +15,7 @@ from calotype.cli.output import emit, for_people
 from calotype.cli.text import size, visible
 from calotype.config import Home
 from calotype.disk.durable import write_private
+from calotype.engine import references
 from calotype.engine.evidence import Report, as_json, read_evidence
 from calotype.engine.page import MEANING, agents, groups, render
 from calotype.engine.signing import Keys, PublicKey, read_key
@@ -57,7 +58,7 @@ def image_report(
         Replace existing files.
     """
     with session(common) as context:
-        report = read_evidence(context, context.catalog.image(name))
+        report = read_evidence(context, references.find(context, name))
         if html is not None:
             _write(html, render(report).encode(), overwrite=overwrite)
         if json is not None:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from calotype.engine import references
 from calotype.engine.context import Context
-from calotype.errors import Conflict
-from calotype.model import Image, Role
+from calotype.errors import Conflict, NotAllowed
+from calotype.model import Image, Role, Shelf
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ def tag(context: Context, name: str, add: Mapping[str, str], remove: tuple[str, 
     Raises:
         NotFound: no such image, or it has no such tag.
     """
-    image = context.catalog.image(name)
+    image = references.find(context, name)
     context.catalog.tag_image(image.id, add, remove)
     return context.catalog.image(image.id)
 
@@ -32,9 +33,14 @@ def delete(context: Context, name: str, *, force: bool = False) -> Deletion:
 
     Raises:
         Conflict: VMs were made from it, and ``force`` is not set.
+        NotAllowed: it is a version in a gallery, which has rules of its own.
     """
+    if "/" in name:
+        raise _in_gallery(references.find_version(context, name, deleted=True).image)
     with context.operation():
         image = context.catalog.image(name, Role.CONTRIBUTOR)
+        if image.shelf is Shelf.GALLERY:
+            raise _in_gallery(image)
         vms = context.catalog.vms_of_image(image.id)
         if vms and not force:
             raise Conflict(
@@ -44,3 +50,10 @@ def delete(context: Context, name: str, *, force: bool = False) -> Deletion:
         context.catalog.delete_image(image.id)
     context.drop_unused(disk.index for disk in image.disks)
     return Deletion(image, vms)
+
+
+def _in_gallery(image: Image) -> NotAllowed:
+    return NotAllowed(
+        f"'{image.name}' is a version in a gallery",
+        hint=f"calotype gallery image-version delete {image.name}",
+    )

@@ -12,7 +12,6 @@ an image of its own.
 """
 
 import re
-from dataclasses import replace
 from typing import NamedTuple
 
 from calotype.engine.context import Context
@@ -59,7 +58,8 @@ def find(context: Context, text: str) -> Image:
 
         return community.find(context, public.gallery, public.definition, version(public.version))
     if (match := _IMAGE_ID.fullmatch(text)) is not None:
-        return _managed(context, *match.groups())
+        subscription, group, name = match.groups()
+        return context.catalog.image_at(Scope(subscription, group), name)
     if "/" in text:
         return find_version(context, text).image
     return _named(context, text)
@@ -79,7 +79,7 @@ def find_version(context: Context, text: str, *, deleted: bool = False) -> Image
     """
     _require_reference(text)
     if "/" not in text:
-        found = context.catalog.versions.of_image(text)
+        found = _version_of(context, text)
         return context.catalog.versions.get(found.definition_id, found.version, deleted=deleted)
     definition, number = _split(context, text)
     wanted = version(number)
@@ -201,17 +201,16 @@ def _named(context: Context, text: str) -> Image:
     return own
 
 
-def _managed(context: Context, subscription: str, group: str, name: str) -> Image:
-    """A managed image by Azure's id, with the caller's rights."""
-    scope = Scope(subscription.lower(), group)
-    there = context.catalog.of(replace(context.caller, scope=scope))
-    image = there.find_image(name)
-    if image is None or image.scope != scope or image.shelf is not Shelf.MANAGED:
+def _version_of(context: Context, identifier: str) -> ImageVersion:
+    """The version of that id, also one that was deleted."""
+    try:
+        return context.catalog.versions.of_image(identifier)
+    except NotFound:
         raise NotFound(
-            f"there is no image '{name}' in resource group '{group}' of subscription '{subscription}'",
-            hint="or you may not see it; calotype image list shows those of a group",
-        )
-    return image
+            f"there is no image version '{one_line(identifier, 200)}'",
+            hint="write GALLERY/DEFINITION/VERSION; calotype gallery image-version list GALLERY/DEFINITION "
+            "shows them",
+        ) from None
 
 
 def _in_community(text: str) -> _InCommunity | None:
@@ -236,6 +235,12 @@ def _split(context: Context, text: str) -> tuple[ImageDefinition, str | None]:
         unique, definition, number = match.groups()
         owner = galleries.at(*unique_parts(unique))
         return galleries.definition(owner.id, definition), number
+    if _in_community(text) is not None:
+        raise InvalidInput(
+            f"'{one_line(text, 200)}' is an image of the community, and no version in a gallery here",
+            hint="make one of it: calotype gallery image-version create GALLERY/DEFINITION/1.0.0 --image "
+            f"{one_line(text, 200)}",
+        )
     gallery, *rest = text.split("/")
     if not 1 <= len(rest) <= 2 or not gallery or not all(rest):
         raise _no_gallery_form(text)
