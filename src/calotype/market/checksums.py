@@ -25,7 +25,7 @@ _BSD = re.compile(
 )
 _BARE = re.compile(r"[0-9A-Fa-f]{64}|[0-9A-Fa-f]{128}")
 _SIZE = re.compile(r"# ([^/\\\s]{1,255}): ([0-9]{1,18}) bytes")
-_NAME = re.compile(r"[^/\\?#\s]{1,255}")
+_NAME = re.compile(r"(?!\.{1,2}$)[^/\\?#\s]{1,255}")
 _HREF = re.compile(r"""href\s*=\s*["']([^"'<>]{1,1024})["']""", re.IGNORECASE)
 
 

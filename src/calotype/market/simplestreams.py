@@ -91,33 +91,39 @@ class _Stream:
             if number is None:
                 continue
             items = _table(_table(version, "a version").get("items"), "items")
-            disk, form, others = self._files(items)
+            disk, others, combined = self._files(items)
             if disk is not None:
                 yield Release(
                     version=number,
                     label=label,
                     os_disk=disk,
-                    format=form,
+                    format=_format(disk.name),
                     others=others,
                     signed_by=signer,
-                    facts=facts,
+                    facts=facts | combined,
                 )
 
-    def _files(self, items: Table) -> tuple[File | None, str, tuple[File, ...]]:
-        """The OS disk of a version, its format, and Incus's description of it."""
+    def _files(self, items: Table) -> tuple[File | None, tuple[File, ...], dict[str, str]]:
+        """The OS disk of a version; Incus's description of it, and the digest of the two together."""
         wanted = {*self._source.items, _DESCRIPTION}
         by_kind: dict[str, Table] = {}
         for value in items.values():
             item = _table(value, "an item")
             kind = item.get("ftype")
-            if kind in wanted and by_kind.setdefault(kind, item) is not item:
+            if not isinstance(kind, str) or kind not in wanted:
+                continue
+            if by_kind.setdefault(kind, item) is not item:
                 raise _wrong(f"a version has two items of the kind '{one_line(kind, 40)}'")
         chosen = next((kind for kind in self._source.items if kind in by_kind), None)
         if chosen is None:
-            return None, "", ()
+            return None, (), {}
         disk = self._file(by_kind[chosen])
-        others = [self._file(by_kind[_DESCRIPTION])] if _DESCRIPTION in by_kind else []
-        return disk, _format(disk.name), tuple(others)
+        described = by_kind.get(_DESCRIPTION)
+        if described is None:
+            return disk, (), {}
+        combined = described.get(f"combined_{chosen.replace('.', '-')}_sha256")
+        known = isinstance(combined, str) and re.fullmatch(r"[0-9a-f]{64}", combined)
+        return disk, (self._file(described),), {"combined_sha256": str(combined)} if known else {}
 
     def _file(self, item: Table) -> File:
         url = self._url(item.get("path"))
