@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from calotype.catalog import Act
 from calotype.disk.durable import fsync_directory, write_private
+from calotype.engine import community as community_view
 from calotype.engine import names
 from calotype.engine.context import Context
 from calotype.engine.mirror import HttpMirror
@@ -244,7 +245,10 @@ def _update(context: Context, community: FollowedCommunity) -> Followed:
         target = form.target_of_gallery(public_name)
         data = tree.document(target, form.MAX_GALLERY)
         document = form.decode_gallery(data, public_name)
-        if (owner := taken.get(public_name)) is not None:
+        owner = taken.get(public_name)
+        if owner is None and context.system.community.bearer(document.public_name) is not None:
+            owner = "this installation's"  # withdrawn: names never change hands
+        if owner is not None:
             refused[document.public_name] = (
                 f"the gallery {document.public_name} is {owner}, and another publisher's here"
             )
@@ -271,10 +275,8 @@ def _taken_names(context: Context, community: FollowedCommunity) -> dict[str, st
         if other.name != community.name:
             seen = _seen(context, other)
             taken |= {n.lower(): f"that of '{other.name}'" for n in seen.galleries}
-    tree = _tree(context, community)
-    for public_name in form.galleries_in(tree.names()):
-        if context.system.community.bearer(public_name) is not None:
-            taken[public_name] = "this installation's"
+    for gallery in community_view.public(context):
+        taken[community_view.public_name(gallery).lower()] = "this installation's"
     return taken
 
 

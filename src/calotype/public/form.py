@@ -203,8 +203,8 @@ def target_of_gallery(public_name: str) -> str:
 
 
 def target_of_report(sha256: str) -> str:
-    """The name of the target that is an evidence report."""
-    return f"{_REPORTS}{sha256}.json"
+    """The name of the target that is an evidence report; an object's key holds the whole digest before it."""
+    return f"{_REPORTS}{sha256[:32]}.json"
 
 
 def galleries_in(targets: Sequence[str]) -> Iterator[str]:
