@@ -70,8 +70,8 @@ _CURES = {
     OsState.GENERALIZED: "generalize a copy: calotype vm capture VM --image NAME --generalize, or of an "
     "upload: take it as Specialized, then calotype generalize IMAGE --image NAME; or overrule the "
     "evidence with --force (recorded)",
-    OsState.SPECIALIZED: "leave --os-state out, or say Generalized; or overrule the evidence with "
-    "--force (recorded)",
+    OsState.SPECIALIZED: "leave --os-state out, or say Generalized (in a gallery: a definition of that "
+    "state); or overrule the evidence with --force (recorded)",
 }
 
 

@@ -18,7 +18,7 @@ from calotype.engine.moment import Freeze
 from calotype.engine.places import InGallery, require_end, require_luns
 from calotype.engine.sources import Upload
 from calotype.engine.steps import DEFAULT, Steps
-from calotype.errors import InvalidInput, ReportRefused
+from calotype.errors import InvalidInput
 from calotype.model import (
     Image,
     ImageDisk,
@@ -251,6 +251,10 @@ def update_version(context: Context, reference: str, **changes: Any) -> ImageVer
 
     changed = context.catalog.versions.change(found.id, decide)
     assert changed is not None  # noqa: S101 (it is not deleted here; for the type checker)
+    if changed.excluded_regions:
+        from calotype.engine import replication  # noqa: PLC0415 (few versions are barred from regions)
+
+        replication.leave_excluded(context, changed)
     return changed
 
 
@@ -315,5 +319,5 @@ def _carry_evidence(context: Context, source: Image, copy: Image) -> None:
         return
     from calotype.engine.evidence import write_evidence  # noqa: PLC0415 (loads much)
 
-    with suppress(ReportRefused, FileNotFoundError):  # what does not hold is no evidence of a copy
+    with suppress(InvalidInput, FileNotFoundError):  # what does not hold is no evidence of a copy
         write_evidence(context, copy, source=source, quick=True)
