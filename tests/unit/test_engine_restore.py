@@ -134,7 +134,7 @@ def test_without_the_catalogues_word_prune_would_take_it(context, vm, monkeypatc
     monkeypatch.setattr(
         Catalog,
         "indexes_in_use",
-        lambda self: (
+        lambda self, _among=None: (
             {disk.index for image in self.list_images() for disk in image.disks}
             | {disk.index for disk in self.list_disks() if disk.index}
         ),

@@ -1,6 +1,6 @@
 """Rows of images, for everything that is one: managed images, image versions, pulled images."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from sqlalchemy import Connection, delete, func, insert, select
 
@@ -9,7 +9,7 @@ from calotype.catalog.tables import image_disks, images, lineage
 from calotype.errors import Conflict
 from calotype.model import Image, Shelf
 
-#: As many images' disks as one statement asks for.
+#: As many values as one statement asks for.
 _TOGETHER = 500
 
 
@@ -49,9 +49,8 @@ def drop_image(db: Connection, image_id: str) -> None:
 def disk_rows_by_image(db: Connection, image_ids: Sequence[str]) -> dict[str, list[rows.Row]]:
     """The rows of several images' disks by image, the OS disk first."""
     found: dict[str, list[rows.Row]] = {image_id: [] for image_id in image_ids}
-    for first in range(0, len(image_ids), _TOGETHER):
-        some = image_disks.c.image_id.in_(image_ids[first : first + _TOGETHER])
-        query = select(image_disks).where(some)
+    for some in batches(image_ids):
+        query = select(image_disks).where(image_disks.c.image_id.in_(some))
         order = (image_disks.c.image_id, image_disks.c.position)
         for row in db.execute(query.order_by(*order)).mappings():
             found[row["image_id"]].append(dict(row))
@@ -62,3 +61,10 @@ def image_disk_rows_of(db: Connection, image_id: str) -> list[rows.Row]:
     """The rows of an image's disks, the OS disk first."""
     query = select(image_disks).where(image_disks.c.image_id == image_id)
     return [dict(row) for row in db.execute(query.order_by(image_disks.c.position)).mappings()]
+
+
+def batches(values: Collection[str]) -> Iterator[Sequence[str]]:
+    """The values, as many at a time as one statement asks for."""
+    ordered = list(values)
+    for first in range(0, len(ordered), _TOGETHER):
+        yield ordered[first : first + _TOGETHER]

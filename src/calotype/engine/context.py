@@ -177,15 +177,18 @@ class Context:
         with operation.quiet(self.home.prepare()) as quiet:
             if not quiet:
                 return
-            in_use = self.system.indexes_in_use()
-            for index in set(indexes) - in_use:
+            unneeded, partials = set(indexes), list(Partial.all(self.home))
+            bases = list(self.home.bases.glob("*.raw"))
+            asked = {*unneeded, *(one.index for one in partials), *(path.stem for path in bases)}
+            in_use = self.system.indexes_in_use(asked)
+            for index in unneeded - in_use:
                 self.repository.delete_index(index)
-            for partial in Partial.all(self.home):
+            for partial in partials:
                 if partial.index not in in_use:
                     partial.remove()
                 elif partial.index not in self.indexes_of_disks():
                     partial.stop()  # continued when a VM needs it again
-            for path in self.home.bases.glob("*.raw"):
+            for path in bases:
                 if path.stem not in in_use and path.stat().st_nlink == 1:
                     path.unlink()
             self._drop_evidence()
@@ -193,8 +196,9 @@ class Context:
     def _drop_evidence(self) -> None:
         """Remove the reports of images that are gone."""
         if self.home.evidence.exists():
-            known = self.system.image_ids()
-            for path in self.home.evidence.iterdir():
+            reports = list(self.home.evidence.iterdir())
+            known = self.system.image_ids([path.name for path in reports])
+            for path in reports:
                 if path.name not in known:
                     shutil.rmtree(path, ignore_errors=True)
 
