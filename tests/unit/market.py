@@ -1,7 +1,6 @@
 """A publisher on loopback for tests of the marketplace: a small disk, and catalogues that name it."""
 
 import hashlib
-import json
 import subprocess
 
 from tests.unit.web import File
@@ -61,37 +60,3 @@ def add(context, location, name="acme", kind="offers", **more):
     return offers.add(
         context, offers.record(name, location, kind, allow_addresses=LOOPBACK, **more)
     )
-
-
-def streams(
-    web, body, *, root="/", product="acme.example:server:1:amd64", label="20240101", **more
-):
-    """A simplestreams index of Ubuntu's layout with one image behind it."""
-    path = f"server/releases/{label}/acme-1-server.img"
-    web.files[f"{root}{path}"] = File(body)
-    item = {
-        "ftype": "disk1.img",
-        "path": path,
-        "sha256": hashlib.sha256(body).hexdigest(),
-        "size": len(body),
-    }
-    record = {"arch": "amd64", "os": "acme", "version": "1", "release_title": "1 LTS", **more}
-    record["versions"] = {label: {"items": {"disk1.img": item}}}
-    updated = "Mon, 01 Jan 2024 00:00:00 +0000"
-    files = {
-        "index.json": {
-            "format": "index:1.0",
-            "updated": updated,
-            "index": {
-                "acme:download": {
-                    "datatype": "image-downloads",
-                    "path": "streams/v1/acme.json",
-                    "products": [product],
-                }
-            },
-        },
-        "acme.json": {"format": "products:1.0", "updated": updated, "products": {product: record}},
-    }
-    for name, value in files.items():
-        web.files[f"{root}streams/v1/{name}"] = File(json.dumps(value).encode())
-    return web.url(f"{root}streams/v1/index.json")

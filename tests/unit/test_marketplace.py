@@ -1,11 +1,14 @@
 """The marketplace: catalogues, names, what is pulled and what is not, and who is believed."""
 
+import binascii
 import hashlib
 import os
 import subprocess
 from dataclasses import replace
 
 import pytest
+from tests.market_server import incus, put, ubuntu
+from tests.openpgp import BORN, Signer, armor
 from tests.unit import market
 from tests.unit.web import File, serving
 
@@ -19,6 +22,7 @@ from calotype.errors import (
     Untrusted,
 )
 from calotype.market import Urn
+from calotype.market import keyring as keyrings
 from calotype.model import INSTALLATION, Caller, OsState, Scope, Shelf, SourceKind
 
 
@@ -296,33 +300,133 @@ def test_catalogues_inside_are_refused_unless_they_are_allowed(context, acme):
 
 # -- simplestreams
 
-
-def test_an_index_is_a_catalogue(context, web, qcow2):
-    url = market.streams(web, qcow2)
-    found = market.add(context, url, kind="simplestreams", publisher="acme")
-    assert [str(offer.urn) for offer in found] == ["acme:acme-1:server:latest"]
-    image = references.find(context, "acme:acme-1:server")
-    assert image.name == "acme:acme-1:server:20240101.0.0"
-    assert image.provenance.source.endswith("/server/releases/20240101/acme-1-server.img")
+UBUNTU = "/cloud-images.ubuntu.com/releases/streams/v1/index"
+INCUS = "/images.linuxcontainers.org/streams/v1/index.json"
 
 
-def test_an_index_needs_a_publisher(context, web, disk):
-    url = market.streams(web, disk)
+@pytest.mark.parametrize("clear", [True, False])
+def test_an_index_of_ubuntus_layout_is_a_catalogue(context, web, qcow2, keyring, clear):
+    signer, file = keyring
+    put(web, ubuntu({"20240101": qcow2, "20240126.1": qcow2}, signer, clear=clear))
+    url = web.url(f"{UBUNTU}.{'sjson' if clear else 'json'}")
+    found = market.add(context, url, kind="simplestreams", publisher="acme", keyring=file)
+    assert [offer.urn.base for offer in found] == ["acme:ubuntu-24.04:server"]
+    image = references.find(context, "acme:ubuntu-24.04:server")
+    assert image.name == "acme:ubuntu-24.04:server:20240126.1.0"
+    assert image.label == "ubuntu 24.04 LTS server"
+    assert image.provenance.source.endswith("/ubuntu-24.04-server-cloudimg-amd64.img")
+    assert f"its digest was signed by {signer.fingerprint}" in image.provenance.notes
+
+
+def test_an_index_of_incuss_layout_is_a_catalogue(context, web, qcow2):
+    put(web, incus({"20240101_07:42": qcow2}))
+    found = market.add(context, web.url(INCUS), kind="simplestreams", publisher="acme")
+    assert [offer.urn.base for offer in found] == ["acme:debian-bookworm:cloud"]
+    image = references.find(context, "acme:debian-bookworm:cloud")
+    assert image.name == "acme:debian-bookworm:cloud:20240101.742.0"
+
+
+def test_an_index_needs_a_publisher_and_catalogues_name_their_own(context, acme, web, qcow2):
+    put(web, incus({"20240101_07:42": qcow2}))
     with pytest.raises(InvalidInput, match="under a publisher") as refusal:
-        market.add(context, url, kind="simplestreams")
+        market.add(context, web.url(INCUS), kind="simplestreams", name="second")
     assert "--publisher" in (refusal.value.hint or "")
+    with pytest.raises(InvalidInput, match="names its own"):
+        market.add(context, acme.url("/offers.toml"), name="second", publisher="b")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"[]", "Expected `object`"),
+        (b'{"index": {"a": {"path": "../x"}}}', "path '../x' is refused"),
+        (b'{"index": {"a": {"path": "http://127.0.0.1/x"}}}', "is refused"),
+        (b'{"index": {}}', "no product with the disk of a VM"),
+        (b'{"index": {}, "index": {}}', "a key comes twice"),
+    ],
+)
+def test_what_is_no_index(context, web, body, words):
+    web.files[INCUS] = File(body)
+    with pytest.raises(InvalidInput, match=words):
+        market.add(context, web.url(INCUS), kind="simplestreams", publisher="acme")
+    with pytest.raises(InvalidInput, match="not the URL of an index"):
+        market.add(context, web.url("/x"), kind="simplestreams", publisher="acme")
 
 
 def test_an_index_that_goes_back_is_refused(context, web, qcow2):
-    url = market.streams(web, qcow2)
+    put(web, ubuntu({"20240126.1": qcow2}, at=BORN + 5000))
+    url = web.url(f"{UBUNTU}.json")
     market.add(context, url, kind="simplestreams", publisher="acme")
-    offer = offers.load(context).find(Urn.parse("acme:acme-1:server"))
-    assert offers.releases(context, offers.load(context), offer)
-    for name in ("index.json", "acme.json"):
-        file = web.files[f"/streams/v1/{name}"]
-        file.body = file.body.replace(b"01 Jan 2024", b"01 Dec 2023").replace(b"Mon", b"Fri")
+    known = offers.load(context)
+    assert offers.releases(context, known, known.find(Urn.parse("acme:ubuntu-24.04:server")))
+    put(web, ubuntu({"20240101": qcow2}, at=BORN + 4000))
     expire(context)
     with pytest.raises(Untrusted, match="older than what was there before"):
-        references.find(context, "acme:acme-1:server")
+        references.find(context, "acme:ubuntu-24.04:server")
     (context.home.cache / "market" / "seen.json").write_text("?")
     assert all("is damaged" in (u.error or "") for u in offers.update(context)[1:])
+
+
+# -- signatures
+
+
+@pytest.fixture
+def keyring(tmp_path):
+    """A key of somebody who signs, and the file that an owner has of it."""
+    signer = Signer()
+    file = tmp_path / "acme.asc"
+    file.write_text(signer.armored)
+    return signer, file
+
+
+@pytest.mark.parametrize("clear", [True, False])
+def test_a_catalogue_may_have_to_be_signed(context, web, disk, keyring, clear):
+    signer, file = keyring
+    url = market.put(web, market.offer(web, disk))
+    plain = web.files["/offers.toml"].body
+    with pytest.raises(Untrusted):
+        market.add(context, url, keyring=file)
+    if clear:
+        web.files["/offers.toml"].body = Signer().clear(plain)
+    else:
+        web.files["/offers.toml.asc"] = File(Signer().detached(plain))
+    with pytest.raises(Untrusted, match="is signed by the key"):
+        market.add(context, url, keyring=file)
+    if clear:
+        web.files["/offers.toml"].body = signer.clear(plain, at=BORN + 2000)
+    else:
+        web.files["/offers.toml.asc"] = File(signer.detached(plain, at=BORN + 2000))
+    assert len(market.add(context, url, keyring=file)) == 1
+    assert references.find(context, "acme:os:small")
+
+
+def test_a_signed_catalogue_that_goes_back_stays_as_it_was(context, web, disk, keyring, caplog):
+    signer, file = keyring
+    url = market.put(web, market.offer(web, disk, ("1.0.0", "2.0.0")))
+    served = web.files["/offers.toml"]
+    served.body = signer.clear(served.body, at=BORN + 2000)
+    market.add(context, url, keyring=file)
+    market.put(web, market.offer(web, disk, ("1.0.0",)))
+    served = web.files["/offers.toml"]
+    served.body = signer.clear(served.body, at=BORN + 1000)
+    assert ["older than" in (u.error or "") for u in offers.update(context)] == [False, True]
+    assert references.find(context, "acme:os:small").name == "acme:os:small:2.0.0"
+    assert "catalogue 'acme' is as it was" in caplog.text
+
+
+def test_a_keyring_names_its_keys(tmp_path, keyring):
+    signer, file = keyring
+    second = Signer()
+    file.write_text(signer.armored + second.armored)
+    found = {key.fingerprint for key in keyrings.keys(file.read_text())}
+    assert found == {signer.fingerprint, second.fingerprint}
+
+
+@pytest.mark.parametrize("length", range(0, 60, 7))
+def test_a_keyring_that_is_damaged(length, keyring):
+    signer, _ = keyring
+    data = binascii.a2b_base64(signer.armored.split("\n\n")[1].partition("\n=")[0])
+    with pytest.raises(InvalidInput):
+        keyrings.keys(armor("PUBLIC KEY BLOCK", data[:length]))
+    with pytest.raises(InvalidInput):
+        keyrings.keys(armor("PUBLIC KEY BLOCK", bytes([0x40]) + data))
