@@ -149,7 +149,7 @@ def opensuse(images: Mapping[str, bytes], signer: Signer) -> Layout:
         layout |= {LEAP + name: body, f"{LEAP}{name}.sha256": sums}
         layout[f"{LEAP}{name}.sha256.asc"] = signer.detached(sums)
         names += [name, f"{name}.sha256", f"{name}.sha256.asc"]
-    return {LEAP: absolute(names, "/distribution/leap/16.0/appliances/"), **layout}
+    return {LEAP: absolute(names, "./"), **layout}
 
 
 def alpine(images: Mapping[str, bytes]) -> Layout:
