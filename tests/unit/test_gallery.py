@@ -32,6 +32,7 @@ from calotype.model import (
     Provenance,
     PurchasePlan,
     Range,
+    Recommended,
     Retention,
     Role,
     Scope,
@@ -366,6 +367,14 @@ def test_a_version_of_a_staged_image_is_staged(context, gallery):
         references.find(context, "gal/web")
     assert "image-version promote gal/web/1.0.0" in (caught.value.hint or "")
     assert references.find(context, "gal/web/1.0.0").stage is Stage.STAGED
+
+
+def test_a_definition_recommends_a_size_where_the_image_does_not(context, gallery):
+    galleries.update_definition(context, "gal/web", vcpus=Range(2, 8), memory=Range(4 * GIB, None))
+    assert publish(context, "1.0.0").image.recommended == Recommended(vcpus=2, memory=4 * GIB)
+    context.catalog.add_image(an_image("big", recommended=Recommended(vcpus=16)))
+    version = versions.of_image(context, versions.place(context, "gal/web/2.0.0"), "big")
+    assert version.image.recommended == Recommended(vcpus=16, memory=4 * GIB)
 
 
 def test_a_definition_gives_its_plan_to_its_versions(context, gallery):

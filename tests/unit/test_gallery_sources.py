@@ -18,9 +18,11 @@ from calotype.engine import (
     versions,
 )
 from calotype.engine.evidence import REPORT, find_evidence, read_evidence
+from calotype.engine.generalize import generalize_image
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
 from calotype.engine.sources import Upload
+from calotype.engine.steps import DEFAULT
 from calotype.engine.verify import verify_image
 from calotype.errors import DiskRefused, InvalidInput, NotFound
 from calotype.guest.locate import BIOS_BOOT, ESP
@@ -117,6 +119,13 @@ def test_evidence_that_does_not_hold_is_not_passed_on(context, room):
     path.write_text(json.dumps(envelope))
     version = versions.of_image(context, place(context), "img")
     assert find_evidence(context, version.image) is None
+
+
+def test_a_generalized_copy_is_staged_whatever_its_source_was(context, room):
+    context.catalog.promote_image(upload(context, room, USED).id)
+    made = generalize_image(context, "img", place(context), DEFAULT)
+    assert made.image.stage is Stage.STAGED
+    assert context.catalog.versions.of_image(made.image.id).reference == "gal/web/1.0.0"
 
 
 def test_the_firmware_is_what_the_disk_can(context, room):

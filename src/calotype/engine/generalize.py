@@ -15,7 +15,7 @@ from calotype.engine.places import Place
 from calotype.engine.steps import Steps
 from calotype.errors import InvalidInput, NotAllowed
 from calotype.guest import GeneralizeReport, Proof
-from calotype.model import Image, OsState, OsType, Provenance, SourceKind, Verdict
+from calotype.model import Image, OsState, OsType, Provenance, SourceKind, Stage, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,7 @@ def _copy(image: Image, name: str, index: str) -> Image:
         name=name,
         os_disk=replace(image.os_disk, index=index),
         os_state=OsState.GENERALIZED,
+        stage=Stage.STAGED,  # nobody saw these disks start
         provenance=provenance,
         parent_id=image.id,
         created_at=datetime.now(UTC),

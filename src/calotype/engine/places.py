@@ -15,6 +15,7 @@ from calotype.model import (
     ImageVersion,
     OsState,
     OsType,
+    Recommended,
     Shelf,
     SourceKind,
     Stage,
@@ -146,12 +147,17 @@ class InGallery:
 
     def put(self, context: Context, image: Image, act: Act | None) -> Image:
         """Make the version exist."""
+        size = image.recommended
         placed = replace(
             self.fitted(context, image),
             name=self.name,
             scope=self.definition.scope,
             shelf=Shelf.GALLERY,
             plan=image.plan or self.definition.plan,
+            recommended=Recommended(
+                vcpus=size.vcpus or self.definition.vcpus.min,
+                memory=size.memory or self.definition.memory.min,
+            ),
         )
         version = ImageVersion(
             definition_id=self.definition.id,
