@@ -93,9 +93,9 @@ class _Bench:
     """A directory that one gpgv sees, with a keyring in it."""
 
     def __init__(self, keys: Sequence[Key]) -> None:
+        self._keyring = b"".join(dearmored(key.armored) for key in keys)
         self._directory = tempfile.TemporaryDirectory(prefix="calotype-gpgv-")
         self._path = Path(self._directory.name)
-        self._keyring = b"".join(dearmored(key.armored) for key in keys)
 
     def __enter__(self) -> Self:
         self._directory.__enter__()

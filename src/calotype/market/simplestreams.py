@@ -68,7 +68,7 @@ class _Stream:
         return found[:4]
 
     def product(self, url: str) -> tuple[Table | None, str | None]:
-        """The product in a product file, and who signed it; what stands above it holds for it too."""
+        """The product in a product file, if it is there, and who signed the file."""
         file, signer = self._read(url, _MAX_PRODUCTS, "products:1.0")
         products = _table(file.get("products"), "products")
         if self._source.product not in products:
