@@ -23,6 +23,32 @@ from calotype.errors import InvalidInput, NotFound
 from calotype.model import ImageVersion, Stage
 
 app = App(name="image-version", help="Image versions.")
+app.command(
+    "calotype.cli.replication:replicate",
+    name="replicate",
+    help="Bring a version to regions; what was interrupted or failed goes on where it was.\n\n"
+    "Regions are the stores under [stores] in config.toml. Only what a region lacks is moved. Ends with "
+    "status 9 when a region does not have the version at the end; the others have it all the same.",
+)
+app.command(
+    "calotype.cli.replication:replication_status",
+    name="replication-status",
+    help="Show in which regions a version is, and how far the others are.",
+)
+for _name, _help in {
+    "promote": "Make a version a candidate for the latest, after a boot test if it is staged.\n\n"
+    "One that was excluded, as by a roll-back, is included again.",
+    "rollback": "Make an earlier version the latest again, in one step.",
+    "deprecate": "Let a version be the latest no more; VMs can be made of it, with a warning.",
+    "obsolete": "Let no new VMs be made of a version.",
+    "revoke": "Let no new VMs be made of a version, nor of anything that descends from it, now or later.",
+    "activate": "Make a deprecated, obsolete or revoked version active again.",
+    "delete": "Delete a version; it can come back as long as its gallery says.",
+    "undelete": "Bring a deleted version back as it was.",
+    "descendants": "List the images, versions and VMs that come from an image.",
+    "retain": "Delete the versions that their definition need not keep; purge those that are overdue.",
+}.items():
+    app.command(f"calotype.cli.lifecycle:{_name}", name=_name, help=_help)
 
 COLUMNS: Columns = {
     "Version": lambda v: v["version"],
@@ -180,7 +206,7 @@ def create(
             upload = Upload(location=what, sha256=sha256(checksum), allow_addresses=allow_address)
             others = {lun: Upload(location=file) for lun, file in data.items()}
             made = versions.of_files(context, place, upload, others, force=force, tags=words)
-        _emit(common, context, made)
+        emit_version(common, context, made)
         if regions:
             _tell(common, replicate(context, made, regions))
 
@@ -223,7 +249,7 @@ def show(name: str, *, common: Common | None = None) -> None:
         GALLERY/DEFINITION/VERSION, or its id as Azure writes it; without a version the latest.
     """
     with session(common) as context:
-        _emit(common, context, references.find_version(context, name))
+        emit_version(common, context, references.find_version(context, name))
 
 
 @app.command
@@ -248,7 +274,7 @@ def update(
             "--excluded-regions; tags: calotype image tag",
         )
     with session(common) as context:
-        _emit(common, context, versions.update_version(context, name, **changes))
+        emit_version(common, context, versions.update_version(context, name, **changes))
 
 
 def _require_for(kind: str, *options: tuple[str, object, tuple[str, ...]]) -> None:
@@ -272,13 +298,19 @@ def _record(version: ImageVersion, latest: str | None) -> dict[str, Any]:
     return {**record, "latest": version.id == latest}
 
 
-def _emit(common: Common | None, context: Context, version: ImageVersion) -> None:
-    latest = _latest(context, version.definition_id)
+def version_record(context: Context, version: ImageVersion) -> dict[str, Any]:
+    """What programs are told of a version."""
+    return _record(version, _latest(context, version.definition_id))
+
+
+def emit_version(common: Common | None, context: Context, version: ImageVersion) -> None:
+    """Print a version."""
+    record = version_record(context, version)
     if not for_people(common):
-        emit(common, _record(version, latest))
+        emit(common, record)
         return
     life = {
-        "latest": "yes" if version.id == latest else _why_not(version),
+        "latest": "yes" if record["latest"] else _why_not(version),
         "life cycle": f"{version.state}{f': {version.reason}' if version.reason else ''}",
         "use instead": version.replacement,
         "end of life": str(version.end_of_life.date()) if version.end_of_life else None,

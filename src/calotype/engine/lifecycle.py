@@ -4,6 +4,7 @@ Whether something may be done is decided inside the transaction that does it
 (:meth:`calotype.catalog.versions.Versions.change`), so no other command comes in between.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -82,7 +83,7 @@ def warnings_of(context: Context, image: Image) -> tuple[str, ...]:
         raise NotAllowed(
             f"'{version.reference}' is not for region '{context.region}'",
             hint=f"use another version, or take the region off it: {_COMMAND} update {version.reference} "
-            "--excluded-regions",
+            "--excluded-regions ''",
         )
     return tuple(_warnings(context, version, instead))
 
@@ -351,7 +352,7 @@ def delete(
 
     after = context.catalog.versions.change(version.id, decide, region=context.region, now=now)
     if after is None:
-        context.drop_unused(disk.index for disk in version.image.disks)
+        _drop(context, [disk.index for disk in version.image.disks])
     return Deletion(after or version, seen[-1].users, gone=after is None)
 
 
@@ -388,8 +389,16 @@ def purge_expired(context: Context, definition_id: str) -> tuple[str, ...]:
             purged.append(version.reference)
             indexes += [disk.index for disk in version.image.disks]
     if purged:
-        context.drop_unused(indexes)
+        _drop(context, indexes)
     return tuple(purged)
+
+
+def _drop(context: Context, indexes: Collection[str]) -> None:
+    """Remove what nobody needs any more, here and in the regions."""
+    from calotype.engine import replication  # noqa: PLC0415 (loads the store)
+
+    context.drop_unused(indexes)
+    replication.clean(context)
 
 
 def require_deletable(standing: Standing, now: datetime, *, force: bool) -> None:

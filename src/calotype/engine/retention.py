@@ -125,10 +125,12 @@ def retain(context: Context, reference: str | None, *, dry_run: bool = False) ->
             name = f"{definition.gallery}/{definition.name}"
             raise InvalidInput(
                 f"image definition '{name}' does not say which versions to keep",
-                hint=f"calotype gallery image-definition update {name} --retention-keep 5",
+                hint=f"calotype gallery image-definition update {name} --retain-versions 5",
             )
         return [_retain(context, definition, dry_run=dry_run)]
-    return [_retain(context, definition, dry_run=dry_run) for definition in every_definition(context)]
+    return [
+        _retain(context, definition, dry_run=dry_run) for definition in every_definition(context)
+    ]
 
 
 def every_definition(context: Context) -> Iterator[ImageDefinition]:
