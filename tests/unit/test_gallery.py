@@ -1,5 +1,6 @@
 """Galleries and image definitions: what can be made, what never changes, with whom they are shared."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from calotype import wire
 from calotype.catalog import Act
 from calotype.engine import (
     galleries,
@@ -474,6 +476,41 @@ def test_versions_come_in_pages(context, gallery):
     assert [str(one.version) for one in page] == ["1.10.0", "1.9.0"]
     rest = found.list(made[0].definition_id, before=page[-1].version)
     assert [str(one.version) for one in rest] == ["1.2.0"]
+
+
+def together(context, acts):
+    """What each act raised (or returned), all of them at once, each by a command of its own."""
+
+    def one(act):
+        own = wire.build(home=context.home)
+        try:
+            return act(own)
+        except Conflict as error:
+            return error
+        finally:
+            own.close()
+
+    with ThreadPoolExecutor(len(acts)) as pool:
+        return list(pool.map(one, acts))
+
+
+def test_one_of_many_gets_the_number(context, gallery):
+    context.catalog.add_image(an_image())
+
+    def act(own):
+        return versions.of_image(own, versions.place(own, "gal/web/1.0.0"), "web")
+
+    done = together(context, [act] * 6)
+    assert sum(not isinstance(one, Conflict) for one in done) == 1
+    assert len(context.catalog.every_image()) == 2
+
+
+def test_changes_at_once_are_all_kept(context, gallery):
+    others = [str(uuid4()) for _ in range(6)]
+    acts = [lambda own, other=other: galleries.share(own, "gal", add=[other]) for other in others]
+    together(context, [*acts, lambda own: galleries.update_gallery(own, "gal", description="x")])
+    found = context.catalog.galleries.get("gal")
+    assert (set(found.subscriptions), found.description) == (set(others), "x")
 
 
 NUMBER = st.builds(Version, *[st.sampled_from([0, 1, 9, 10, MAX_NUMBER])] * 3)
