@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from contextlib import closing
 
 import pytest
@@ -14,7 +13,7 @@ from tests.published import a_definition, a_version
 from calotype import wire
 from calotype.config import SETTINGS
 from calotype.disk.base import read
-from calotype.engine import lifecycle, replication, storage
+from calotype.engine import lifecycle, replication, storage, versions
 from calotype.engine.launch import VmRequest, create_vm
 from calotype.errors import InvalidInput, NotAllowed
 from calotype.model import MIB, ReplicationState
@@ -241,7 +240,6 @@ def test_a_purged_version_leaves_its_regions_and_what_others_need_stays(here, tm
     for version in (first, second):
         replication.replicate(here, version, ["north"])
     lifecycle.delete(here, first.reference, force=True, purge=True)
-    replication.clean(here)
     assert indexes_in(tmp_path / "north") == own(second)
 
 
@@ -283,24 +281,24 @@ def test_a_version_is_taken_out_of_a_region(here, tmp_path):
     assert indexes_in(tmp_path / "south") == own(version)
 
 
+def test_a_version_leaves_the_regions_that_it_is_excluded_from(here, tmp_path):
+    version = a_version(here)
+    replication.replicate(here, version, ["north", "south"])
+    changed = versions.update_version(here, version.reference, excluded_regions=("north",))
+    assert states(replication.status(here, changed)) == {"south": "Completed"}
+    assert indexes_in(tmp_path / "north") == []
+    with pytest.raises(NotAllowed, match="excluded from region 'north'"):
+        replication.replicate(here, changed, ["north"])
+
+
 def test_a_region_that_another_command_holds_is_cleaned_next_time(here, tmp_path):
     version = a_version(here)
     replication.replicate(here, version, ["north"])
-    lifecycle.delete(here, version.reference, force=True, purge=True)
-    held, go = threading.Event(), threading.Event()
-
-    def hold():
-        with replication._held(here, "north"):
-            held.set()
-            go.wait()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait()
-    assert "north" in replication.clean(here).waiting
-    go.set()
-    thread.join()
-    assert replication.clean(here).waiting == {}
+    with replication._held(here, "north"):
+        lifecycle.delete(here, version.reference, force=True, purge=True)
+        assert "north" in replication.clean(here).waiting
+        assert indexes_in(tmp_path / "north") == own(version)
+    assert replication.clean(here).removed == 1
 
 
 def test_the_audit_tells_where_a_version_went(here):

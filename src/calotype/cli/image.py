@@ -11,7 +11,7 @@ from calotype.cli.arguments import Repeat, StdinPath, by_lun, pair, sha256
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import size as show_size
-from calotype.engine import images, references
+from calotype.engine import community, images, references
 from calotype.engine.export import export_image
 from calotype.engine.import_ import ImageRequest, Imported, import_image
 from calotype.engine.sources import Upload
@@ -190,7 +190,11 @@ def show(name: str, *, common: Common | None = None) -> None:
     """
     with session(common) as context:
         image = references.find(context, name)
-        emit(common, summary(image) if for_people(common) else image)
+        lineage = community.lineage(context, image)
+        if for_people(common):
+            emit(common, {**summary(image), "descends from": "\n".join(lineage)})
+        else:
+            emit(common, {**plain(image), "lineage": list(lineage)})
 
 
 @app.command

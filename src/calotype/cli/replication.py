@@ -30,10 +30,7 @@ def replicate(
     remove_regions: Annotated[tuple[str, ...], Repeat] = (),
     common: Common | None = None,
 ) -> int:
-    """Bring a version to regions; what was interrupted or failed goes on where it was.
-
-    Regions are the stores under [stores] in config.toml. Only what a region lacks is moved. Ends with status
-    9 when a region does not have the version at the end; the others have it all the same.
+    """Bring a version to regions, and say how each of them fares.
 
     Parameters
     ----------

@@ -127,6 +127,17 @@ def withdraw(context: Context, version: ImageVersion, regions: Collection[str]) 
     return clean(context)
 
 
+def leave_excluded(context: Context, version: ImageVersion) -> None:
+    """Take a version out of the regions that it is excluded from.
+
+    Raises:
+        NotFound, Forbidden: there is no such version, or the caller may not change it.
+    """
+    there = {replica.region for replica in context.catalog.replicas.of(version.id)}
+    if barred := there & set(version.excluded_regions):
+        withdraw(context, version, barred)
+
+
 def clean(context: Context) -> Cleaning:
     """Remove from the regions what no version needs there any more; what cannot be now, is next time."""
     removed, waiting = 0, {}
