@@ -19,6 +19,7 @@ class Faults:
         status: what it answers instead of anything.
         instead: other content for paths.
         hidden: paths that it does not have.
+        absent: what it answers for what it does not have.
     """
 
     lie: Callable[[str, int, bytes], bytes] = field(default=lambda _path, _start, data: data)
@@ -26,6 +27,7 @@ class Faults:
     status: int | None = None
     instead: dict[str, bytes] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)
+    absent: int = 404
 
 
 class MirrorServer(ThreadingHTTPServer):
@@ -79,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path in faults.instead:
             body = faults.instead[path]
         elif path in faults.hidden or not file.is_file():
-            self._head(404, 0)
+            self._head(faults.absent, 0)
             return
         else:
             body = file.read_bytes()

@@ -324,7 +324,7 @@ class MirrorStore:
                 now = time.monotonic()
                 ready = [s for s in left if s.rested <= now]
                 if ready:
-                    chosen = min(ready, key=lambda s: s.active)
+                    chosen = min(ready, key=lambda s: (s.active + s.failures, s.use.bytes))
                     chosen.active += 1
                     return chosen
                 pause = min(s.rested for s in left) - now
