@@ -6,7 +6,7 @@ PYTHON := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
-.PHONY: help setup servers demo test test-unit test-vm lint bench bench-quick bench-setup bench-catalogue bench-diff bench-leaks bench-leaks-setup bitrot faults fuzz recipes-check campaign-powerloss campaign-prune campaign-inplace clean
+.PHONY: help setup servers demo demo-sources test test-unit test-vm lint bench bench-quick bench-setup bench-catalogue bench-diff bench-leaks bench-leaks-setup bitrot faults fuzz recipes-check campaign-powerloss campaign-prune campaign-inplace clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -19,6 +19,9 @@ servers: setup ## The object stores that tests run against (SeaweedFS comes from
 
 demo: setup ## The main job, end to end: a disk image becomes a fleet of real VMs
 	@$(PYTHON) scripts/demo.py
+
+demo-sources: setup ## The three sources of images: marketplace, gallery, community; two installations, end to end
+	@$(PYTHON) scripts/demo_sources.py
 
 test: lint servers ## Lint, types, import order; unit, contract and VM tests
 	@$(PYTHON) -m pytest tests/unit tests/contract tests/windows tests/vm
