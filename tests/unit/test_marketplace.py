@@ -163,6 +163,28 @@ def test_installation_media_is_no_disk(context, web, disk):
     assert "capture" in (refusal.value.hint or "")
 
 
+def test_data_disks_come_with_it(context, web, disk):
+    """Two of the three files are one file: it is fetched once."""
+    web.files["/data.raw"] = File(bytes(1 << 20))
+    digest = hashlib.sha256(bytes(1 << 20)).hexdigest()
+    data = ", ".join(
+        f'{{ lun = {lun}, url = "{web.url("/data.raw")}", sha256 = "{digest}" }}' for lun in (5, 1)
+    )
+    text = market.offer(web, disk).replace('" }', f'", data_disks = [{data}] }}', 1)
+    market.add(context, market.put(web, text))
+    image = references.find(context, "acme:os:small")
+    assert [(d.lun, d.size) for d in image.data_disks] == [(1, 1 << 20), (5, 1 << 20)]
+    assert web.sent < len(disk) + (1 << 20) + 10_000
+    assert not list((context.home.cache / "downloads").iterdir())
+
+
+def test_two_data_disks_with_one_lun_are_no_catalogue(context, web, disk):
+    data = f'{{ lun = 1, url = "{web.url("/d")}", sha256 = "{"0" * 64}" }}'
+    text = market.offer(web, disk).replace('" }', f'", data_disks = [{data}, {data}] }}', 1)
+    with pytest.raises(InvalidInput, match="two data disks have one LUN"):
+        market.add(context, market.put(web, text))
+
+
 # -- names
 
 

@@ -5,7 +5,8 @@ An image that was pulled stands on the marketplace's shelf, for the whole instal
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from calotype.catalog import Act
@@ -360,11 +361,24 @@ def _taken(
             f"{offer.urn.base} is installation media, not a disk",
             hint=f"get it at {offer.homepage or 'its publisher'}, install it in a VM, and capture that",
         )
-    allow = known.allowed(offer)
-    with fetched(context, _wanted(release.os_disk, allow)) as file:
-        place = _InMarketplace(offer, release, plain(file.url))
-        upload = _upload(file, release.os_disk, release.format)
-        return _imported(context, request, upload, {}, place)
+    wanted = _wanted(release.os_disk, known.allowed(offer))
+    data = {lun: _wanted(f, known.allowed(offer)) for lun, f in release.data_disks.items()}
+    with _all(context, (wanted, *data.values())) as had:
+        place = _InMarketplace(offer, release, plain(had[wanted.digest].url))
+        uploads = {
+            digest: Upload(location=str(file.path), format=release.format)
+            for digest, file in had.items()
+        }
+        luns = {lun: uploads[file.digest] for lun, file in data.items()}
+        return _imported(context, request, uploads[wanted.digest], luns, place)
+
+
+@contextmanager
+def _all(context: Context, files: Iterable[Wanted]) -> Iterator[dict[str, Fetched]]:
+    """Have several files, by digest: each once, and in an order in which no two commands wait crosswise."""
+    with ExitStack() as stack:
+        once = sorted({file.digest: file for file in files}.items())
+        yield {digest: stack.enter_context(fetched(context, wanted)) for digest, wanted in once}
 
 
 def _imported(
@@ -403,7 +417,3 @@ def _wanted(file: File, allow: tuple[str, ...]) -> Wanted:
         size=file.size,
         allow_addresses=allow,
     )
-
-
-def _upload(file: Fetched, of: File, form: str) -> Upload:
-    return Upload(location=str(file.path), format=form, sha256=of.sha256)

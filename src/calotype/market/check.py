@@ -12,6 +12,8 @@ from calotype.market.offer import (
     Key,
     Offer,
     Pinned,
+    PinnedDisk,
+    PinnedFile,
     SimpleStreams,
 )
 from calotype.market.urn import NAME
@@ -175,11 +177,16 @@ def _require_pinned(offer: Offer, source: Pinned) -> None:
     if not source.files:
         raise _wrong(offer, "files is empty")
     for file in source.files:
-        _require_url(offer, file.url, "url")
-        if not re.fullmatch(r"[0-9a-f]{64}", file.sha256):
-            raise _wrong(offer, "sha256 is not 64 hex digits in lower case")
-        if file.size is not None and file.size <= 0:
-            raise _wrong(offer, "size is not a number of bytes")
+        luns = [disk.lun for disk in file.data_disks]
+        if len(set(luns)) != len(luns) or not all(0 <= lun <= 63 for lun in luns):
+            raise _wrong(offer, "two data disks have one LUN, or a LUN is not 0 to 63")
+        disks: list[PinnedFile | PinnedDisk] = [file, *file.data_disks]
+        for disk in disks:
+            _require_url(offer, disk.url, "url")
+            if not re.fullmatch(r"[0-9a-f]{64}", disk.sha256):
+                raise _wrong(offer, "sha256 is not 64 hex digits in lower case")
+            if disk.size is not None and disk.size <= 0:
+                raise _wrong(offer, "size is not a number of bytes")
     if len({_version(offer, file.version) for file in source.files}) != len(source.files):
         raise _wrong(offer, "a version comes twice")
 

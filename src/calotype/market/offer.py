@@ -90,6 +90,15 @@ class FromRecipe(
     recipe: str
 
 
+class PinnedDisk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A data disk of a version, in the format of its OS disk."""
+
+    lun: int
+    url: str
+    sha256: str
+    size: int | None = None  # bytes
+
+
 class PinnedFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One version of an offer at one address."""
 
@@ -97,6 +106,7 @@ class PinnedFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     url: str
     sha256: str
     size: int | None = None  # bytes
+    data_disks: tuple[PinnedDisk, ...] = ()
 
 
 class Pinned(
@@ -170,6 +180,7 @@ class Release(Struct, frozen=True, kw_only=True):
         label: the version as its publisher spells it.
         os_disk: the file of the OS disk, maybe compressed; ``None`` where a recipe builds it.
         format: of the OS disk: ``qcow2``, ``raw``, ``vhd``, ``vhdx``, ``vmdk`` or ``iso``.
+        data_disks: the files of its data disks by LUN, of the same format.
         others: further files that the publisher counts as this version.
         recipe: that builds it here.
         signed_by: fingerprint of the key whose signature vouches for the digests; ``None``: nobody's.
@@ -181,6 +192,7 @@ class Release(Struct, frozen=True, kw_only=True):
     label: str
     os_disk: File | None = None
     format: str = "raw"
+    data_disks: dict[int, File] = {}
     others: tuple[File, ...] = ()
     recipe: str | None = None
     signed_by: str | None = None

@@ -159,6 +159,7 @@ _FIELDS: Mapping[type[Struct], Mapping[str, str]] = {
         "url": "of the image",
         "sha256": "64 hex digits in lower case",
         "size": "in bytes",
+        "data_disks": "tables `{ lun, url, sha256, size }`: its data disks, in the format of the OS disk",
     },
 }
 _TITLES = {

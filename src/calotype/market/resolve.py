@@ -14,6 +14,7 @@ from calotype.market.offer import (
     FromRecipe,
     Offer,
     Pinned,
+    PinnedDisk,
     PinnedFile,
     Release,
     SimpleStreams,
@@ -77,6 +78,15 @@ def _built_today(recipe: str, now: datetime) -> Release:
 
 def _pinned(file: PinnedFile, form: str) -> Release:
     version = Version(*map(int, file.version.split(".")))
-    name = unquote(urlsplit(file.url).path).rpartition("/")[2]
-    disk = File(name=name, urls=(file.url,), size=file.size, sha256=file.sha256)
-    return Release(version=version, label=file.version, os_disk=disk, format=form)
+    return Release(
+        version=version,
+        label=file.version,
+        os_disk=_file(file),
+        format=form,
+        data_disks={disk.lun: _file(disk) for disk in file.data_disks},
+    )
+
+
+def _file(of: PinnedFile | PinnedDisk) -> File:
+    name = unquote(urlsplit(of.url).path).rpartition("/")[2]
+    return File(name=name, urls=(of.url,), size=of.size, sha256=of.sha256)
