@@ -29,6 +29,7 @@ from calotype.guest.locate import BIOS_BOOT, ESP
 from calotype.model import (
     MIB,
     Architecture,
+    Caching,
     Consistency,
     Generation,
     ImageDisk,
@@ -207,6 +208,7 @@ def test_a_version_of_managed_disks(context, room, monkeypatch):
     monkeypatch.setattr(purchase, "require", lambda *_: None)  # its terms were accepted
     create_vm(context, VmRequest(name="vm1", image="gal/sold/1.0.0", start=False))
     machines.delete(context, "vm1", keep_disks=True)
+    machines.create_disk(context, "cached", MIB, caching=Caching.READ_ONLY)
     lifecycle.delete(context, "gal/sold/1.0.0", force=True, purge=True)
     version = versions.of_disks(context, place(context, "gal/one/1.0.0"), "vm1-os", {7: "vm1-lun3"})
     assert [disk.lun for disk in version.image.disks] == [None, 7]

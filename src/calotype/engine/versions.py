@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from calotype.catalog import Act
@@ -20,6 +21,7 @@ from calotype.engine.sources import Upload
 from calotype.engine.steps import DEFAULT, Steps
 from calotype.errors import InvalidInput
 from calotype.model import (
+    Caching,
     Image,
     ImageDisk,
     ImageVersion,
@@ -225,10 +227,14 @@ def of_disks(
             stack.callback(snapshots.delete, context, snapshot.id)
             return replace(snapshot, name=disk)
 
+        named = [(None, os_disk), *(data or {}).items()]
+        caching = {lun: context.catalog.disk(disk).caching for lun, disk in named}
         others = {lun: taken(disk) for lun, disk in (data or {}).items()}
         first = taken(os_disk)
         with context.operation():
-            return _of_snapshots(context, where, first, others, force=force, tags=tags)
+            return _of_snapshots(
+                context, where, first, others, caching=caching, force=force, tags=tags
+            )
 
 
 def update_version(context: Context, reference: str, **changes: Any) -> ImageVersion:
@@ -275,10 +281,16 @@ def _of_snapshots(
     first: Snapshot,
     others: Mapping[int, Snapshot],
     *,
+    caching: Mapping[int | None, Caching] = MappingProxyType({}),
     force: bool,
     tags: Mapping[str, str] | None,
 ) -> ImageVersion:
     """A version of disks in the store: what the OS disk shows must be what the definition says."""
+
+    def disk(snapshot: Snapshot, lun: int | None = None) -> ImageDisk:
+        cached = caching.get(lun, Caching.READ_WRITE)
+        return ImageDisk(index=snapshot.index, size=snapshot.size, lun=lun, caching=cached)
+
     wanted = where.definition
     proof = look.prove_index(context, first.index)
     plan, entitlement = None, None
@@ -289,11 +301,8 @@ def _of_snapshots(
         name=where.name,
         os_type=proof.seen.os_type or wanted.os_type,
         os_state=wanted.os_state,
-        os_disk=ImageDisk(index=first.index, size=first.size),
-        data_disks=tuple(
-            ImageDisk(index=one.index, size=one.size, lun=lun)
-            for lun, one in sorted(others.items())
-        ),
+        os_disk=disk(first),
+        data_disks=tuple(disk(one, lun) for lun, one in sorted(others.items())),
         architecture=proof.seen.architecture or wanted.architecture,
         generation=wanted.generation,
         tags=require_tags(tags or {}),
