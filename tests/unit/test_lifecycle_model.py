@@ -3,6 +3,7 @@
 import contextlib
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -66,7 +67,7 @@ class Entry:
 class GalleryModel(RuleBasedStateMachine):
     """One definition; ``context`` is set by the test."""
 
-    context = None
+    context: Any = None
     numbers = Bundle("numbers")
 
     def __init__(self):
@@ -174,6 +175,7 @@ class GalleryModel(RuleBasedStateMachine):
     @rule(number=numbers | st.none())
     def roll_back(self, number):
         good = self.good("here")
+        to: Any
         if number is None:
             to, error = (good[1], None) if len(good) > 1 else (None, NotAllowed)
         else:

@@ -153,8 +153,8 @@ def web(context, gallery):
     web = new_definition(context, gallery, retention=Retention(keep=2))
     made = [publish(context, web, f"1.{minor}.0") for minor in range(6)]
     new_vm(context, "vm", made[0].id)
-    ends = {"end_of_life": NOW + 9 * DAY, "block_deletion_before_end_of_life": True}
-    context.catalog.versions.update(replace(made[1], **ends), act=ACT)
+    protected = replace(made[1], end_of_life=NOW + 9 * DAY, block_deletion_before_end_of_life=True)
+    context.catalog.versions.update(protected, act=ACT)
     lifecycle.turn(context, made[2].reference, Lifecycle.REVOKED)
     return web
 
