@@ -2,19 +2,39 @@
 
 import random
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from tests.publicly import mirroring
 from tests.published import a_definition, a_version, public
 
 from calotype import wire
+from calotype.catalog import Act
 from calotype.config import Home
 from calotype.disk.base import read
-from calotype.engine import community, followed, public_tree
-from calotype.model import MIB, Shelf, SourceKind, Version
+from calotype.engine import community, followed, public_tree, publishing
+from calotype.engine.lifecycle import turn
+from calotype.engine.publisher import Publisher
+from calotype.engine.usable import require_usable
+from calotype.errors import (
+    CalotypeError,
+    Conflict,
+    InvalidInput,
+    NotAllowed,
+    NotFound,
+    StoreUnavailable,
+    Untrusted,
+)
+from calotype.model import MIB, Lifecycle, Shelf, SourceKind, Version
+from calotype.store import mirrors
 
 LOOPBACK = ["127.0.0.0/8"]
 BODY = random.Random(7).randbytes(3 * MIB)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(mirrors, "PAUSES", (0.01,) * 6)
 
 
 @pytest.fixture
@@ -78,3 +98,213 @@ def test_what_one_publishes_another_sees_and_pulls(follower, mirror, name):
     assert again.existed
     assert again.image == image
     assert mirror.asked == []
+
+
+def new_home(tmp_path, label):
+    return wire.build(home=Home(tmp_path / label))
+
+
+def sizes(tree):
+    return sum(path.stat().st_size for path in (tree / "packs").iterdir())
+
+
+def test_only_the_difference_moves(follower, publisher, mirror, name, tree):
+    community.find(follower, name, "web")
+    before = sizes(tree)
+    newer = BODY[: 2 * MIB] + random.Random(8).randbytes(MIB // 2) + BODY[2 * MIB + MIB // 2 :]
+    a_version(publisher, "1.10.0", content=newer)
+    done = public_tree.export(publisher, str(tree))
+    assert done.read == len(newer)  # the rest was not read again
+    followed.update(follower, "contoso")
+    mirror.sent = 0
+    pulled = followed.bring(follower, name, "web")
+    assert pulled.image.name.endswith("/1.10.0")
+    assert content(follower, pulled.image.os_disk.index) == newer
+    added = sizes(tree) - before
+    assert added < 0.6 * MIB
+    assert pulled.moved <= 1.05 * added
+    assert pulled.moved + pulled.known >= len(newer)
+    assert pulled.known >= 2 * MIB
+    again = public_tree.export(publisher, str(tree))
+    assert (again.read, again.stored) == (0, 0)
+
+
+@pytest.fixture
+def large(publisher, tree, name):
+    """A version of 24 MiB."""
+    body = random.Random(9).randbytes(24 * MIB)
+    a_version(publisher, "2.0.0", content=body)
+    public_tree.export(publisher, str(tree))
+    return body
+
+
+def test_three_mirrors_of_which_one_lies(tmp_path, tree, name, large):
+    def lie(path, start, data):
+        if not path.startswith("packs/") or start < 4 * MIB or len(data) < 1000:
+            return data
+        return data[:500] + bytes([data[500] ^ 1]) + data[501:]
+
+    with mirroring(tree) as one, mirroring(tree) as liar, mirroring(tree) as three:
+        context = new_home(tmp_path, "other")
+        followed.add(context, one.url, mirrors=[liar.url, three.url], name="c", allow=LOOPBACK)
+        liar.faults.lie = lie
+        for server in (one, liar, three):
+            server.sent = 0
+        pulled = followed.bring(context, name, "web", Version(2, 0, 0))
+        assert content(context, pulled.image.os_disk.index) == large
+        uses = {use.name: use for use in pulled.mirrors}
+        assert uses[liar.url].lied
+        assert "does not match the signed list" in str(uses[liar.url].problem)
+        assert any(liar.url in warning for warning in pulled.warnings)
+        assert not uses[one.url].lied
+        assert not uses[three.url].lied
+        assert uses[one.url].bytes > MIB
+        assert uses[three.url].bytes > MIB
+        total = one.sent + liar.sent + three.sent
+        assert total <= 1.05 * len(large) + 4 * MIB  # what the liar had on its way
+        asked = len([path for path in liar.asked if path.startswith("packs/")])
+        followed.update(context, "c")
+        assert len([path for path in liar.asked if path.startswith("packs/")]) == asked
+        context.close()
+
+
+def test_a_server_that_breaks_off_and_comes_back(tmp_path, tree, name, large):
+    with mirroring(tree) as server:
+        context = new_home(tmp_path, "other")
+        followed.add(context, server.url, name="c", allow=LOOPBACK)
+        server.sent = 0
+        for share in (0.3, 0.7):
+            server.faults.cut = int(share * len(large))
+            with pytest.raises(StoreUnavailable, match="no mirror delivers"):
+                followed.bring(context, name, "web", Version(2, 0, 0))
+            assert context.system.find_on(Shelf.COMMUNITY, f"community/{name}/web/2.0.0") is None
+        server.faults.cut = None
+        pulled = followed.bring(context, name, "web", Version(2, 0, 0))
+        assert content(context, pulled.image.os_disk.index) == large
+        assert pulled.resumed > 0.6 * len(large)
+        assert server.sent <= 1.05 * len(large)
+        context.close()
+
+
+def test_all_mirrors_dead(follower, mirror, name):
+    mirror.faults.status = 503
+    with pytest.raises(StoreUnavailable, match="503") as caught:
+        community.find(follower, name, "web")
+    assert caught.value.hint
+    assert [g.info.public_name for g in followed.galleries(follower)] == [name]
+
+
+def test_a_root_that_was_pinned(tmp_path, mirror, publisher):
+    context = new_home(tmp_path, "other")
+    right = Publisher(publisher.home).fingerprint
+    with pytest.raises(Untrusted, match=right):
+        followed.add(context, mirror.url, fingerprint="0" * 64, allow=LOOPBACK)
+    assert followed.followed(context) == []
+    with pytest.raises(InvalidInput, match="64 hex"):
+        followed.add(context, mirror.url, fingerprint="zz", allow=LOOPBACK)
+    spelled = ":".join(right[i : i + 2] for i in range(0, 64, 2)).upper()
+    done = followed.add(context, mirror.url, fingerprint=spelled, allow=LOOPBACK)
+    assert done.name == "127.0.0.1"
+    assert done.fingerprint == right
+    with pytest.raises(Conflict, match="followed already"):
+        followed.add(context, mirror.url, allow=LOOPBACK)
+    followed.remove(context, "127.0.0.1")
+    assert followed.galleries(context) == []
+    with pytest.raises(NotFound):
+        followed.update(context, "127.0.0.1")
+    context.close()
+
+
+def test_addresses_inside_are_not_reached(tmp_path, mirror):
+    context = new_home(tmp_path, "other")
+    with pytest.raises(CalotypeError, match="not public"):
+        followed.add(context, mirror.url)
+    context.close()
+
+
+def test_an_address_without_a_tree(tmp_path, mirror):
+    context = new_home(tmp_path, "other")
+    with pytest.raises(StoreUnavailable, match="no public tree"):
+        followed.add(context, mirror.url + "packs", allow=LOOPBACK)
+    context.close()
+
+
+def test_another_publisher_with_the_same_public_name(tmp_path, follower, name):
+    """The first one who was followed under a name has it; who comes later pretends."""
+    thief = new_home(tmp_path, "thief")
+    a_definition(thief)
+    a_version(thief, "9.0.0", content=BODY[::-1])
+    public(thief, force=True)
+    (gallery,) = thief.catalog.galleries.list()
+    stolen = replace(gallery.community, public_name=name.upper())
+    act = Act("gallery.publish", "gallery gal", {})
+    thief.catalog.galleries.update(replace(gallery, community=stolen), act)
+    public_tree.export(thief, str(tmp_path / "evil"))
+    with mirroring(tmp_path / "evil") as server:
+        with pytest.raises(Untrusted, match="another publisher"):
+            followed.add(follower, server.url, name="thief", allow=LOOPBACK)
+        assert [f.name for f in followed.followed(follower)] == ["contoso"]
+        assert not (follower.home.root / "community" / "thief").exists()
+        # Who was followed before it took the name shows all but that.
+        thief.catalog.galleries.update(gallery, act)
+        public_tree.export(thief, str(tmp_path / "evil"))
+        followed.add(follower, server.url, name="thief", allow=LOOPBACK)
+        thief.catalog.galleries.update(replace(gallery, community=stolen), act)
+        public_tree.export(thief, str(tmp_path / "evil"))
+        seen = followed.update(follower, "thief")
+        assert list(seen.refused) == [name.upper()]
+        assert seen.galleries == ()
+    assert community.find(follower, name, "web").name == f"community/{name}/web/1.9.0"
+    thief.close()
+
+
+def test_a_name_of_ones_own_gallery_is_not_taken(tmp_path, publisher, name, mirror):
+    """A tree that shows galleries under the names of this installation's own."""
+    with pytest.raises(Untrusted, match="this installation's"):
+        followed.add(publisher, mirror.url, name="self", allow=LOOPBACK)
+
+
+def test_revocation_travels(follower, publisher, tree, name):
+    image = community.find(follower, name, "web")
+    require_usable(follower, image)
+    turn(publisher, "gal/web/1.9.0", Lifecycle.REVOKED, reason="its kernel has a hole")
+    public_tree.export(publisher, str(tree))
+    followed.update(follower, "contoso")
+    with pytest.raises(NotAllowed, match="its kernel has a hole"):
+        require_usable(follower, image)
+    turn(publisher, "gal/web/1.9.0", Lifecycle.ACTIVE)
+    public_tree.export(publisher, str(tree))
+    followed.update(follower, "contoso")
+    require_usable(follower, image)
+
+
+def test_what_is_obsolete_makes_no_vms_and_is_not_pulled(tmp_path, follower, publisher, tree, name):
+    image = community.find(follower, name, "web")
+    a_version(publisher, "1.10.0", content=BODY[MIB:])
+    turn(publisher, "gal/web/1.9.0", Lifecycle.DEPRECATED, replacement="gal/web/1.10.0")
+    public_tree.export(publisher, str(tree))
+    followed.update(follower, "contoso")
+    (warning,) = require_usable(follower, image)
+    assert f"community/{name}/web/1.10.0" in warning
+    turn(publisher, "gal/web/1.9.0", Lifecycle.OBSOLETE, replacement="gal/web/1.10.0")
+    public_tree.export(publisher, str(tree))
+    followed.update(follower, "contoso")
+    with pytest.raises(NotAllowed, match="obsolete") as caught:
+        require_usable(follower, image)
+    assert f"community/{name}/web/1.10.0" in str(caught.value.hint)
+    with mirroring(tree) as server:
+        other = new_home(tmp_path, "other")
+        followed.add(other, server.url, name="c", allow=LOOPBACK)
+        with pytest.raises(NotAllowed, match="obsolete"):
+            community.find(other, name, "web", Version(1, 9, 0))
+        assert community.find(other, name, "web").name.endswith("1.10.0")
+        other.close()
+
+
+def test_a_version_that_was_withdrawn_is_not_seen(follower, publisher, tree, name):
+    publishing.withdraw(publisher, "gal")
+    public_tree.export(publisher, str(tree))
+    followed.update(follower, "contoso")
+    assert followed.galleries(follower) == []
+    with pytest.raises(NotFound):
+        community.find(follower, name, "web")

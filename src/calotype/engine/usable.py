@@ -2,7 +2,7 @@
 
 from calotype.engine import lifecycle, purchase
 from calotype.engine.context import Context
-from calotype.model import Image
+from calotype.model import Image, Shelf
 
 
 def require_usable(context: Context, image: Image) -> tuple[str, ...]:
@@ -13,5 +13,9 @@ def require_usable(context: Context, image: Image) -> tuple[str, ...]:
         PurchaseRefused: its terms were not accepted, or the subscription is not entitled to it.
     """
     warnings = lifecycle.warnings_of(context, image)
+    if image.shelf is Shelf.COMMUNITY:
+        from calotype.engine import followed  # noqa: PLC0415 (loads much; few images come from there)
+
+        warnings += followed.require_usable(context, image)
     purchase.require(context, image)
     return warnings

@@ -116,7 +116,7 @@ class MirrorStore:
         *,
         spool: Path,
         footers: Path,
-        pauses: Sequence[float] = PAUSES,
+        pauses: Sequence[float] | None = None,
         wait: Callable[[float], object] = time.sleep,
     ) -> None:
         self._states = [_State(mirror, Use(mirror.name)) for mirror in mirrors]
@@ -125,7 +125,7 @@ class MirrorStore:
         self._spool = _Spool(spool)
         self._footers = footers
         footers.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._pauses = pauses
+        self._pauses = PAUSES if pauses is None else pauses
         self._wait = wait
         self._lock = threading.Lock()
         self._packs: dict[str, Pack] = {}
