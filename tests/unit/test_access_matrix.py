@@ -476,7 +476,7 @@ def caller(catalog: Catalog, role: Role | None, *, whole: bool = False) -> Catal
     return catalog.of(Caller(WHO, own))
 
 
-def refusal(entry: Entry, role: Role | None, place: str) -> type[Exception] | None:
+def refusal(entry, role, place):
     """What somebody must be told who has a role in a place; ``None``: it is done."""
     if entry.role is None:
         return (Forbidden, NotFound)
