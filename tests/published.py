@@ -3,7 +3,7 @@
 import os
 
 from calotype import wire
-from calotype.engine import galleries, publishing, roles, versions
+from calotype.engine import community, galleries, publishing, roles, versions
 from calotype.engine import subscriptions as engine_subscriptions
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.publishing import Publication
@@ -52,8 +52,7 @@ def a_version(context, number="1.0.0", owner="gal/web", *, content=None, source=
 
 def public(context, gallery="gal", **changes):
     """The public name of a gallery that is published now."""
-    done = publishing.publish(context, gallery, WANTED, **changes)
-    return done.gallery.community.public_name
+    return community.public_name(publishing.publish(context, gallery, WANTED, **changes).gallery)
 
 
 def a_subscription(context, name):

@@ -104,7 +104,7 @@ class Access:
                 gallery_subscriptions.c.subscription == mine,
             )
             offered = or_(named, offered)
-        groups = galleries.c.sharing == Sharing.GROUPS.value
+        groups = galleries.c.sharing != Sharing.PRIVATE.value  # a public one may be shared too
         return and_(groups, offered, galleries.c.subscription != mine)
 
     # -- questions
@@ -220,11 +220,12 @@ class Access:
         return Forbidden(message, hint=f"an owner can give it: calotype {shlex.join(words)}")
 
     def _offered(self, db: Connection, table: Table, row: Row) -> bool:
-        """Whether a row is that of a gallery that others share with the caller, or with everybody."""
+        """Whether a row is that of a gallery that others share with the caller's subscription.
+
+        What is public is not: everybody has of it what :mod:`calotype.engine.community` shows, and no more.
+        """
         if table is not galleries:
             return False
-        if row.get("sharing") == Sharing.COMMUNITY.value:
-            return True
         query = select(galleries.c.id).where(galleries.c.id == row.get("id"), self.shared(db))
         return db.scalar(query) is not None
 
