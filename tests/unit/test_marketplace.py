@@ -4,7 +4,10 @@ import binascii
 import hashlib
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from unittest.mock import Mock
 
 import pytest
 from tests.market_server import incus, put, ubuntu
@@ -12,7 +15,9 @@ from tests.openpgp import BORN, Signer, armor
 from tests.unit import market
 from tests.unit.web import File, serving
 
-from calotype.engine import fetch, marketplace, offers, references
+from calotype import wire
+from calotype.engine import fetch, marketplace, offers, references, roles
+from calotype.engine.roles import Where
 from calotype.errors import (
     Conflict,
     Forbidden,
@@ -23,7 +28,7 @@ from calotype.errors import (
 )
 from calotype.market import Urn
 from calotype.market import keyring as keyrings
-from calotype.model import INSTALLATION, Caller, OsState, Scope, Shelf, SourceKind
+from calotype.model import INSTALLATION, Caller, OsState, Role, Scope, Shelf, SourceKind
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +188,56 @@ def test_two_data_disks_with_one_lun_are_no_catalogue(context, web, disk):
     text = market.offer(web, disk).replace('" }', f'", data_disks = [{data}, {data}] }}', 1)
     with pytest.raises(InvalidInput, match="two data disks have one LUN"):
         market.add(context, market.put(web, text))
+
+
+def test_two_who_pull_at_once_pull_once(context, acme, disk):
+    others = [wire.build(home=context.home) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda c: references.find(c, "acme:os:small"), others))
+    assert len({image.id for image in found}) == 1
+    assert acme.sent < 1.2 * len(disk)
+    for other in others:
+        other.close()
+
+
+def test_who_may_make_nothing_here_pulls_nothing(context, acme):
+    roles.assign(context, "ann", Role.READER, Where())
+    ann = wire.build(home=context.home, caller=Caller("ann"))
+    with pytest.raises(
+        Forbidden, match="'ann' has not the role Contributor for pulling"
+    ) as refused:
+        references.find(ann, "acme:os:small")
+    assert "role assign ann Contributor" in (refused.value.hint or "")
+    roles.assign(context, "bob", Role.CONTRIBUTOR, Where())
+    bob = wire.build(home=context.home, caller=Caller("bob"))
+    image = references.find(bob, "acme:os:small")
+    assert context.catalog.audit.list(1)[0].actor.startswith("bob through ")
+    assert references.find(ann, "acme:os:small").id == image.id  # what is here is everybody's
+    ann.close()
+    bob.close()
+
+
+def test_a_recipe_is_built_once_and_then_when_it_is_asked_for(context, disk, tmp_path, monkeypatch):
+    path = tmp_path / "built.raw"
+    path.write_bytes(disk)
+    built = []
+
+    def build(_context, recipe):
+        built.append(recipe)
+        return Mock(path=path)
+
+    monkeypatch.setattr("calotype.engine.recipes.build_file", build)
+    image = references.find(context, "debian12")
+    assert image.name.startswith("debian:debian-12:cloud:20")
+    assert image.provenance.kind is SourceKind.RECIPE
+    assert image.provenance.source == "debian-12"
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    monkeypatch.setattr("calotype.market.resolve.datetime", Mock(now=Mock(return_value=tomorrow)))
+    assert references.find(context, "debian12").id == image.id
+    newer = marketplace.pull(context, Urn.parse("debian:debian-12:cloud")).image
+    assert newer.name > image.name
+    assert references.find(context, "debian12").id == newer.id
+    assert built == ["debian-12", "debian-12"]
 
 
 # -- names

@@ -1,6 +1,7 @@
 """Terms and entitlements: what is refused before a file is made, what the refusal says, who inherits it."""
 
 import hashlib
+import os
 from datetime import UTC, datetime, timedelta
 from unittest.mock import Mock
 
@@ -143,6 +144,17 @@ def test_an_acceptance_can_be_taken_back(context, acme):
     with pytest.raises(NotFound, match="has not accepted"):
         purchase.cancel(context, "acme:os:terms")
     assert [v.name for v in context.catalog.list_vms()] == ["vm1"]
+
+
+def test_a_version_that_is_here_asks_nobody_about_its_terms(context, acme, caplog):
+    purchase.accept(context, "acme:os:terms")
+    vm(context)
+    for page in (context.home.cache / "market").glob("*.page"):
+        os.utime(page, (0, 0))
+    asked = len(acme.hosts)
+    vm(context, "acme:os:terms:1.0.0", "vm2")
+    assert len(acme.hosts) == asked
+    assert not caplog.text
 
 
 def test_each_subscription_accepts_for_itself(context, acme, elsewhere):

@@ -91,6 +91,15 @@ class Marketplace:
 
     # -- what was pulled
 
+    def require_puller(self) -> None:
+        """Refuse whoever may make nothing in its group: what is pulled takes room.
+
+        Raises:
+            Forbidden: the caller is no Contributor there.
+        """
+        with self._read() as db:
+            self.access.require_here(db, Role.CONTRIBUTOR, "pulling images of the marketplace")
+
     def pulled(self, prefix: str) -> list[str]:
         """The names of the images pulled from the marketplace that begin so."""
         query = select(images.c.name).where(

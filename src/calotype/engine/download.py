@@ -88,7 +88,8 @@ def fetched(context: Context, wanted: Wanted) -> Iterator[Fetched]:
     part = _Part(directory / f"{wanted.algorithm}-{wanted.digest.lower()}")
     with _alone(context, wanted, part):
         _sweep(context, directory, part)
-        url = part.state.url if part.whole.exists() else _fetch(context, wanted, part)
+        here = part.whole.exists()
+        url = (part.state.url or wanted.urls[0]) if here else _fetch(context, wanted, part)
         yield Fetched(part.whole, url)
         part.remove()
 

@@ -93,6 +93,7 @@ def pull(context: Context, urn: Urn, *, force: bool = False, known: Offers | Non
     Raises:
         NotFound: no such offer or version.
         PurchaseRefused: the subscription is not entitled to it.
+        Forbidden: it is not here, and the caller may make nothing in its group.
         InvalidInput: it is no disk, or its disk is not what the publisher says.
         Untrusted, ToolFailed: as of :func:`find`.
     """
@@ -105,11 +106,13 @@ def pull(context: Context, urn: Urn, *, force: bool = False, known: Offers | Non
         _latest(known, context, offer) if urn.version is None else _at(known, context, offer, urn)
     )
     whole = replace(offer.urn, version=release.version)
-    with context.lock(f"pull-{hashlib.sha256(str(whole).encode()).hexdigest()}"):
-        here = _here(context, whole)
-        if here is not None:
-            return Pulled(here, existed=True)
-        return Pulled(_taken(context, known, offer, release, force=force), existed=False)
+    if (here := _here(context, whole)) is None:
+        context.catalog.marketplace.require_puller()
+        with context.lock(f"pull-{hashlib.sha256(str(whole).encode()).hexdigest()}"):
+            if (here := _here(context, whole)) is None:  # nobody pulled it while we waited
+                made = _taken(context, known, offer, release, force=force)
+                return Pulled(made, existed=False)
+    return Pulled(here, existed=True)
 
 
 def pulled_versions(context: Context, urn: Urn) -> list[Version]:

@@ -104,13 +104,16 @@ class Offers:
         return () if added is None else added.allow_addresses
 
 
-def load(context: Context) -> Offers:
-    """Every catalogue's offers; one that cannot be had, or claims another's names, is left out and named."""
+def load(context: Context, *, ask: bool = True) -> Offers:
+    """Every catalogue's offers; one that cannot be had, or claims another's names, is left out and named.
+
+    Without ``ask`` nobody is asked: catalogues are as they were when somebody was.
+    """
     whole = load_default()
     added: dict[str, MarketCatalog] = {}
     for catalog in context.catalog.marketplace.catalogs():
         try:
-            more = _read(context, catalog)
+            more = _read(context, catalog, age=FRESH if ask else math.inf)
             whole = combine([whole, more])
         except CalotypeError as error:
             log.warning("catalogue '%s' is left out: %s", catalog.name, one_line(error.message))
@@ -135,7 +138,7 @@ def releases(
         return _remembering(context, lambda seen: ask(offer, pages, at, seen=seen))
 
     with context.progress.phase(f"asking {offer.publisher}"):
-        return _asked(context, offers.allowed(offer), question)
+        return _asked(context, offers.allowed(offer), question, age=FRESH)
 
 
 # -- catalogues that are added
@@ -167,7 +170,7 @@ def add(context: Context, catalog: MarketCatalog) -> Catalogue:
             hint="--kind simplestreams --publisher NAME",
         )
     known = load(context).catalogue
-    found = _read(context, catalog, fresh=True)
+    found = _read(context, catalog, age=0)
     combine([known, found])
     for publisher in found.publishers:
         if near := get_close_matches(publisher, sorted(known.publishers), 1, 0.8):
@@ -197,7 +200,7 @@ def update(context: Context) -> list[Updated]:
     report = [Updated("default", len(known[0]))]
     for catalog in context.catalog.marketplace.catalogs():
         try:
-            found = _read(context, catalog, fresh=True)
+            found = _read(context, catalog, age=0)
             combine([*known, found])
         except CalotypeError as error:
             report.append(Updated(catalog.name, 0, error.message))
@@ -236,8 +239,10 @@ def record(
     )
 
 
-def _read(context: Context, catalog: MarketCatalog, *, fresh: bool = False) -> Catalogue:
-    """The offers of an added catalogue.
+def _read(context: Context, catalog: MarketCatalog, *, age: float) -> Catalogue:
+    """The offers of an added catalogue, as they were less than ``age`` seconds ago.
+
+    Unless that is 0, what is here already is better than nothing, and than what is not to be believed.
 
     Raises:
         InvalidInput, NotFound, ToolFailed, Untrusted, Conflict: it cannot be had, or is not to be believed.
@@ -248,12 +253,16 @@ def _read(context: Context, catalog: MarketCatalog, *, fresh: bool = False) -> C
         return _remembering(context, lambda seen: _parsed(catalog, keys, pages, seen))
 
     try:
-        return _asked(context, catalog.allow_addresses, question, fresh=fresh)
+        return _asked(context, catalog.allow_addresses, question, age=age)
     except (ToolFailed, Untrusted, NotFound, InvalidInput) as error:
-        if fresh:
+        if age == 0:
             raise
+        try:
+            old = question(_Pages(_directory(context), catalog.allow_addresses, age=math.inf))
+        except CalotypeError:
+            raise error from None
         log.warning("%s; catalogue '%s' is as it was", one_line(error.message), catalog.name)
-        return question(_Pages(_directory(context), catalog.allow_addresses, age=math.inf))
+        return old
 
 
 def _parsed(
@@ -273,7 +282,10 @@ def _parsed(
 
 
 class _Pages:
-    """Fetches what stands at a URL or a path, or gives what was there less than ``age`` seconds ago."""
+    """Fetches what stands at a URL or a path, or gives what was there less than ``age`` seconds ago.
+
+    With an infinite ``age`` nothing is fetched.
+    """
 
     def __init__(self, directory: Path, allow: tuple[str, ...], *, age: float) -> None:
         self._directory = directory
@@ -305,6 +317,8 @@ class _Pages:
         return path.read_bytes()
 
     def _fetched(self, url: str, limit: int) -> bytes:
+        if self._age == math.inf:
+            raise ToolFailed(f"{fetch.plain(url)} was never fetched")
         return self._new.setdefault(url, fetch.get(url, limit, allow=self._allow))
 
     def keep(self) -> None:
@@ -314,19 +328,15 @@ class _Pages:
 
 
 def _asked(
-    context: Context,
-    allow: tuple[str, ...],
-    question: Callable[[_Pages], _T],
-    *,
-    fresh: bool = False,
+    context: Context, allow: tuple[str, ...], question: Callable[[_Pages], _T], *, age: float
 ) -> _T:
     """The answer to a question; what does not fit together because some of it is old is fetched again."""
     directory = _directory(context)
-    pages = _Pages(directory, allow, age=0 if fresh else FRESH)
+    pages = _Pages(directory, allow, age=age)
     try:
         answer = question(pages)
     except (Untrusted, NotFound, InvalidInput):
-        if not pages.old:
+        if not pages.old or age == math.inf:
             raise
         pages = _Pages(directory, allow, age=0)
         answer = question(pages)

@@ -12,6 +12,7 @@ from calotype.catalog import Act
 from calotype.catalog.audit import current_actor
 from calotype.engine import offers
 from calotype.engine.context import Context
+from calotype.engine.offers import Offers
 from calotype.errors import InvalidInput, NotFound, PurchaseRefused
 from calotype.market.urn import NAME
 from calotype.model import Acceptance, Entitlement, Image, PurchasePlan
@@ -77,7 +78,7 @@ def _require_accepted(context: Context, image: Image, plan: PurchasePlan) -> Non
             f"'{image.name}' makes VMs only after that",
             hint=cure,
         )
-    if accepted.digest != digest(_text(context, plan)):
+    if accepted.digest != digest(_text(context, offers.load(context, ask=False), plan)):
         raise PurchaseRefused(
             f"the terms of plan '{_name(plan)}' were changed since {accepted.principal} accepted them on "
             f"{accepted.accepted_at:%Y-%m-%d}; image '{image.name}' makes VMs only after they are again",
@@ -94,8 +95,9 @@ def terms(context: Context, text: str) -> Terms:
     Raises:
         NotFound: there is no such offer or plan, or the offer needs no acceptance.
     """
-    plan = _plan(context, text)
-    shown = _text(context, plan)
+    known = offers.load(context)
+    plan = _plan(context, known, text)
+    shown = _text(context, known, plan)
     acceptance = context.catalog.marketplace.acceptance(plan)
     return Terms(plan=plan, text=shown, digest=digest(shown), acceptance=acceptance)
 
@@ -141,8 +143,7 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _plan(context: Context, text: str) -> PurchasePlan:
-    known = offers.load(context)
+def _plan(context: Context, known: Offers, text: str) -> PurchasePlan:
     urn = known.urn(text)
     named = PurchasePlan(urn.publisher, urn.offer, urn.sku)
     if any(offer.purchase_plan == named for offer in known.catalogue):
@@ -155,9 +156,9 @@ def _plan(context: Context, text: str) -> PurchasePlan:
     return found.purchase_plan
 
 
-def _text(context: Context, plan: PurchasePlan) -> str:
+def _text(context: Context, known: Offers, plan: PurchasePlan) -> str:
     """The terms of a plan today: its catalogue's, else those of the newest image that has it."""
-    for offer in offers.load(context).catalogue:
+    for offer in known.catalogue:
         if offer.plan is not None and offer.purchase_plan == plan:
             return offer.plan.terms
     return context.system.marketplace.eula(plan) or f"Plan {_name(plan)}: no text is known."
