@@ -100,9 +100,10 @@ def _upwards(db: Connection, image_id: str) -> Iterator[RowMapping]:
 
 
 def mark_revoked(db: Connection, image_id: str, reason: str | None) -> list[str]:
-    """Write down why an image is revoked, or (``None``) that it is not; it and all that descends, by id."""
+    """Write down why an image is revoked, or (``None``) that it is not; the versions below it, by id."""
     db.execute(update(lineage).where(lineage.c.id == image_id).values(revoked=reason))
-    return list(db.scalars(select(_below(image_id).c.id)))
+    below = _below(image_id)
+    return list(db.scalars(select(below.c.id).join(versions, versions.c.image_id == below.c.id)))
 
 
 def _below(image_id: str) -> CTE:
