@@ -454,6 +454,16 @@ def test_purged_at_once(context, web, three, gallery):
     assert context.system.indexes_in_use() == set()
 
 
+def test_an_update_does_not_undo_what_happened_meanwhile(context, web, three):
+    stale = three[0]
+    lifecycle.turn(context, stale.reference, Lifecycle.REVOKED, reason="a key")
+    deleted = lifecycle.delete(context, stale.reference).version
+    context.catalog.versions.update(replace(stale, end_of_life=NOW), act=ACT)
+    now = lifecycle.named(context, stale.reference, deleted=True)
+    assert now == replace(deleted, end_of_life=NOW)
+    assert not now.eligible
+
+
 def test_readers_cannot(context, gallery, web, three):
     context.catalog.galleries.update(replace(gallery, sharing=Sharing.GROUPS, everyone=True), ACT)
     reader = replace(context, caller=Caller("eve", Scope("11111111-1111-4111-8111-111111111111")))
