@@ -16,7 +16,7 @@ from tests.unit import market
 from tests.unit.web import File, serving
 
 from calotype import wire
-from calotype.engine import fetch, marketplace, offers, references, roles
+from calotype.engine import fetch, images, marketplace, offers, references, roles
 from calotype.engine.roles import Where
 from calotype.errors import (
     Conflict,
@@ -97,6 +97,17 @@ def test_versions_of_one_file_share_their_bytes(context, acme):
     assert not second.existed
     assert first.image.os_disk.index == second.image.os_disk.index
     assert marketplace.pull(context, Urn.parse("acme:os:small")).existed
+
+
+def test_what_was_pulled_is_deleted_by_its_whole_name(context, acme):
+    marketplace.pull(context, Urn.parse("acme:os:small:1.9.0"))
+    asked = len(acme.hosts)
+    for name in ("acme:os:small", "acme:os:small:1.10.0", "small"):
+        with pytest.raises(NotFound):
+            images.delete(context, name)
+    assert images.delete(context, "acme:os:small:1.9.0").image.name == "acme:os:small:1.9.0"
+    assert context.system.find_on(Shelf.MARKETPLACE, "acme:os:small:1.9.0") is None
+    assert len(acme.hosts) == asked
 
 
 def test_a_version_that_is_here_asks_nobody(context, acme):

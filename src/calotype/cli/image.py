@@ -268,7 +268,7 @@ def delete(
     Parameters
     ----------
     name
-        The image.
+        The image; of one that was pulled, its whole name, with the version.
     force
         Although VMs were made from it (they go on to work).
     """

@@ -29,16 +29,17 @@ def tag(context: Context, name: str, add: Mapping[str, str], remove: tuple[str, 
 
 
 def delete(context: Context, name: str, *, force: bool = False) -> Deletion:
-    """Delete an image; VMs made from it keep their disks.
+    """Delete an image, or what was pulled under a whole reference; VMs made from it keep their disks.
 
     Raises:
         Conflict: VMs were made from it, and ``force`` is not set.
         NotAllowed: it is a version in a gallery, which has rules of its own.
     """
-    if "/" in name:
+    pulled = _pulled(context, name)
+    if pulled is None and "/" in name:
         raise _in_gallery(references.find_version(context, name, deleted=True).image)
     with context.operation():
-        image = context.catalog.image(name, Role.CONTRIBUTOR)
+        image = context.catalog.image(pulled.id if pulled else name, Role.CONTRIBUTOR)
         if image.shelf is Shelf.GALLERY:
             raise _in_gallery(image)
         vms = context.catalog.vms_of_image(image.id)
@@ -50,6 +51,12 @@ def delete(context: Context, name: str, *, force: bool = False) -> Deletion:
         context.catalog.delete_image(image.id)
     context.drop_unused(disk.index for disk in image.disks)
     return Deletion(image, vms)
+
+
+def _pulled(context: Context, name: str) -> Image | None:
+    """The pulled image of exactly that name: nothing is pulled, and nothing is the latest, to be deleted."""
+    found = (context.catalog.find_on(shelf, name) for shelf in (Shelf.MARKETPLACE, Shelf.COMMUNITY))
+    return next(filter(None, found), None)
 
 
 def _in_gallery(image: Image) -> NotAllowed:
