@@ -43,6 +43,20 @@ class MirrorServer(ThreadingHTTPServer):
         self.of_packs = 0
         self.asked: list[str] = []
         self.counting = threading.Lock()
+        self._events: list[tuple[int, Callable[[], object]]] = []
+
+    def at(self, sent: int, event: Callable[[], object]) -> None:
+        """Do something as soon as so many bytes of packs were sent in all."""
+        with self.counting:
+            self._events.append((sent, event))
+
+    def happen(self) -> None:
+        """Do what is due."""
+        with self.counting:
+            due = [event for sent, event in self._events if sent <= self.of_packs]
+            self._events = [one for one in self._events if one[0] > self.of_packs]
+        for event in due:
+            event()
 
     @property
     def url(self) -> str:
@@ -104,6 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self.server.of_packs += len(block)
                 self.server.sent += len(block)
             self.wfile.write(block)
+            self.server.happen()
 
     def _head(self, status: int, length: int, **headers: str) -> None:
         self.send_response(status)
