@@ -243,6 +243,7 @@ def test_the_community_as_commands(context, owner, run):
     assert found["origin"] is None
     assert run("community", "search", "contoso", "linux") == [found]
     assert run("community", "search", "nothing") == []
+    assert run("community", "show", f"{name}/web")["latest"] == found["version"] == "1.0.0"
     assert run("community", "show", name)["info"]["eula"] == "https://contoso.example/eula"
     run("vm", "create", "--name", "vm1", "--image", f"community/{name}/web", "--no-start")
     run("vm", "capture", "vm1", "--image", "mine", "--os-state", "Generalized")

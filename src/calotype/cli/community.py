@@ -153,7 +153,17 @@ def _flat(item: community.Listing) -> dict[str, Any]:
     image = plain(item.image)
     del image["versions"], image["latest"]
     about = {"publicName": item.gallery.info.public_name, "origin": item.gallery.origin}
-    return {**image, **plain(item.version), **about}
+    return _words({**image, **plain(item.version), **about})
+
+
+def _words(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with its versions as people write them."""
+    for key, value in record.items():
+        if key in ("version", "latest") and value is not None:
+            record[key] = ".".join(str(number) for number in value.values())
+        elif isinstance(value, list):
+            record[key] = [_words(item) if isinstance(item, dict) else item for item in value]
+    return record
 
 
 @app.command
@@ -166,7 +176,7 @@ def show(reference: str, *, common: Common | None = None) -> None:
         PUBLIC_NAME[/DEFINITION[/VERSION]]
     """
     with session(common) as context:
-        emit(common, community.show(context, reference))
+        emit(common, _words(plain(community.show(context, reference))))
 
 
 @app.command

@@ -210,10 +210,10 @@ def _info(gallery: Gallery, publication: Publication) -> CommunityInfo:
 def _contact(text: str) -> str:
     if _MAIL.fullmatch(text):
         return text
-    return _url(text, "--publisher-contact", "a mail address, or a URL of a page that says how")
+    return _url(text, "--publisher-contact", "a mail address, or the https URL of a page")
 
 
-def _url(text: str, option: str, what: str = "a URL") -> str:
+def _url(text: str, option: str, what: str = "an https URL") -> str:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port

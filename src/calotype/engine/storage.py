@@ -174,14 +174,17 @@ def prune(
     empty: bool = False,
     dry_run: bool = False,
 ) -> PruneReport:
-    """Give back what no image and no disk needs; safe beside all other commands.
+    """Give back what no image and no disk needs, in regions too; safe beside all other commands.
 
     Raises:
         Conflict: another prune is at work, or an Index is not whole.
     """
     context.require_all("prune the store")
     if not dry_run:  # a deletion left what other commands at work might have needed
+        from calotype.engine import replication  # noqa: PLC0415 (which uses this)
+
         context.drop_unused(context.repository.indexes())
+        replication.clean(context)
     return context.repository.prune(
         grace=grace,
         level=_COLD if recompress else None,
