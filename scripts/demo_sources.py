@@ -67,9 +67,11 @@ for d in /sys/class/scsi_disk/*; do
   eval d$lun=/dev/$(ls $d/device/block)
 done
 """,
-    format="mkfs.ext2 $d0 > /dev/null && mkfs.ext2 $d1 > /dev/null",
+    format="mke2fs $d0 > /dev/null && mke2fs $d1 > /dev/null",
     options=("--memory", "256M"),
 )
+#: The running VM as the source of a version; it goes on.
+OF_THE_VM = ("--vm", "web", "--generalize")
 MOUNT = "mkdir -p /srv/web /srv/notes; mount $d0 /srv/web; mount $d1 /srv/notes"
 
 
@@ -150,12 +152,10 @@ def customise(demo: Sources) -> None:
         told += ["its own page, note and message of the day"]
 
 
-def publish(demo: Sources, number: str, *, tested: bool) -> None:
-    """Capture the running VM with its data disks, generalized, as a version, and promote it."""
+def publish(demo: Sources, number: str, *source: str, tested: bool) -> None:
+    """Make a version of an image, or of the running VM with its data disks, and promote it."""
     reference = f"shop/web/{number}"
-    made = demo.calotype(
-        *("gallery", "image-version", "create", reference, "--vm", "web", "--generalize")
-    )
+    made = demo.calotype("gallery", "image-version", "create", reference, *source)
     check(f"{number} has both data disks", len(made["image"]["dataDisks"]) == 2)
     check(f"{number} is staged: nobody gets it yet", made["image"]["stage"] == "Staged")
     how = () if tested else ("--untested",)
@@ -179,18 +179,17 @@ def gallery(demo: Sources, image: Any) -> None:
         demo.calotype(
             "gallery", "image-definition", "create", "shop/web", *triple, *system, *firmware
         )
-        publish(demo, "1.0.0", tested=True)
+        publish(demo, "1.0.0", *OF_THE_VM, tested=True)
         check("it is the latest", latest(demo) == "1.0.0")
         told += ["OS disk and two data disks, generalized, boot-tested"]
     told = []
     with demo.timed("Versions 1.10.0, then 1.9.0: the latest is the highest number", told):
-        demo.inside(
-            "web",
-            f"head -c {BLOB} /dev/urandom > /srv/web/blob; echo 'version 1.10.0' > /srv/web/page; sync",
-        )
-        publish(demo, "1.10.0", tested=False)
-        demo.inside("web", "rm /srv/web/blob; echo 'version 1.9.0' > /srv/web/page; sync")
-        publish(demo, "1.9.0", tested=False)
+        demo.inside("web", "echo 'version 1.9.0' > /srv/web/page; sync")
+        demo.calotype("vm", "capture", "web", "--image", "nine", "--generalize")
+        blob = f"head -c {BLOB} /dev/urandom > /srv/web/blob"
+        demo.inside("web", f"{blob}; echo 'version 1.10.0' > /srv/web/page; sync")
+        publish(demo, "1.10.0", *OF_THE_VM, tested=False)
+        publish(demo, "1.9.0", "--image", "nine", tested=False)
         check("the latest is 1.10.0, though 1.9.0 came later", latest(demo) == "1.10.0")
         told += ["1.10.0"]
     told = []
@@ -212,7 +211,7 @@ def export(demo: Sources) -> tuple[str, str, Path]:
             *("--publisher-contact", "shop@contoso.example"),
             *("--eula", "https://contoso.example/eula", "--public-name-prefix", "contoso"),
         )
-        name = public["community"]["publicName"]
+        name = public["gallery"]["community"]["publicName"]
         done = demo.calotype("community", "export", str(tree))
         told += [f"{name}: {size(done['stored'])} stored"]
     return name, done["fingerprint"], tree
