@@ -10,8 +10,8 @@ from cyclopts import Parameter
 from calotype.cli.common import Common, session
 from calotype.cli.image import summary
 from calotype.cli.output import Columns, emit, for_people, plain
+from calotype.cli.text import say, visible
 from calotype.cli.text import size as show_size
-from calotype.cli.text import visible
 from calotype.engine import followed as engine
 from calotype.engine import public_tree, references
 from calotype.engine.followed import Followed
@@ -95,7 +95,8 @@ def export(
             "renew before": plain(done.expires_at)[:16],
         }
         emit(common, shown)
-        _warn(done.warnings)
+        for warning in done.warnings:
+            say("warning", warning)
 
 
 def rotate(
@@ -222,7 +223,8 @@ def update(
         done = [engine.update(context, each, mirrors=mirror or None) for each in known]
         emit(common, done, COLUMNS)
         for each in done:
-            _warn((*each.warnings, *each.refused.values()))
+            for warning in (*each.warnings, *each.refused.values()):
+                say("warning", warning)
 
 
 def remove(name: str, *, common: Common | None = None) -> None:
@@ -293,12 +295,8 @@ def _emit_followed(common: Common | None, done: Followed) -> None:
             "ends": (plain(done.expires_at) or "")[:16],
         }
     emit(common, shown)
-    _warn((*done.warnings, *done.refused.values()))
-
-
-def _warn(warnings: tuple[str, ...]) -> None:
-    for warning in warnings:
-        print(visible(f"warning: {warning}"), file=sys.stderr)
+    for warning in (*done.warnings, *done.refused.values()):
+        say("warning", warning)
 
 
 def _positive(number: int, *, days: bool) -> timedelta:

@@ -1,14 +1,13 @@
 """``calotype gallery image-version replicate``: versions in several regions."""
 
-import sys
 from collections.abc import Iterable
 from typing import Annotated
 
 from calotype.cli.arguments import Repeat
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people
+from calotype.cli.text import say
 from calotype.cli.text import size as show_size
-from calotype.cli.text import visible
 from calotype.engine import references, replication
 
 _INCOMPLETE = 9  # the exit status of StoreUnavailable
@@ -68,9 +67,7 @@ def replication_status(reference: str, *, common: Common | None = None) -> None:
 
 def _tell(waiting: Iterable[tuple[str, str]]) -> None:
     for region, why in waiting:
-        print(
-            visible(f"note: removed from '{region}' when it answers again: {why}"), file=sys.stderr
-        )
+        say("note", f"removed from '{region}' when it answers again: {why}")
 
 
 def _emit(common: Common | None, done: replication.Replication) -> None:

@@ -13,8 +13,10 @@ from calotype.cli import GROUPS
 from calotype.cli.arguments import Repeat, Seconds, StdinPath, pair, read
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
+from calotype.cli.text import say
 from calotype.cli.text import size as show_size
 from calotype.engine import guests, launch, machines, references
+from calotype.engine.context import Context
 from calotype.engine.machines import VmView
 from calotype.errors import InvalidInput
 from calotype.model import Network, VirtualMachine
@@ -100,7 +102,8 @@ def create(
     name
         The VM's name, and its host name unless --computer-name says otherwise.
     image
-        Name or id of the image.
+        The image: NAME or id; GALLERY/DEFINITION[/VERSION]; PUBLISHER:OFFER:SKU[:VERSION] or an alias;
+        community/PUBLIC_NAME/DEFINITION[/VERSION]. What is missing is pulled.
     vcpus
         Virtual processors (default: the image's recommendation, else 1).
     memory
@@ -148,7 +151,7 @@ def create(
             custom_data=read(custom_data) if custom_data else None,
             timezone=time_zone,
             os_disk_size=units.size(os_disk_size) if os_disk_size else None,
-            new_data_disks=_data_disks(data_disk_sizes, references.find(context, image).data_disks),
+            new_data_disks=_data_disks(context, image, data_disk_sizes),
             forwards=[_forward(text) for text in forward],
             network=network,
             allow_duplicate_identity=allow_duplicate_identity,
@@ -156,6 +159,8 @@ def create(
             tags=dict(pair(text) for text in tags),
         )
         vm = launch.create_vm(context, request)
+        for note in vm.notes:
+            say("warning", note)
         if wait and start:
             guests.wait(context, vm.name)
         _emit_vm(context, common, vm.name)
@@ -517,10 +522,10 @@ def _forward(text: str) -> tuple[int, int]:
     return int(host or "0"), int(guest)
 
 
-def _data_disks(sizes: tuple[str, ...], existing: tuple[Any, ...]) -> dict[int, int]:
+def _data_disks(context: Context, image: str, sizes: tuple[str, ...]) -> dict[int, int]:
     """LUN -> size; sizes without a LUN take the first that neither image nor option uses."""
     result: dict[int, int] = {}
-    used = {d.lun for d in existing}
+    used = {disk.lun for disk in references.find(context, image).data_disks} if sizes else set()
     for text in sizes:
         head, separator, tail = text.partition("=")
         if separator and not head.isdecimal():
