@@ -33,7 +33,9 @@ from calotype.store.pack import TRAILER, Pack, parse
 
 #: Seconds that a mirror rests after each failure in a row; after the last one it is given up.
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-_REQUEST = 1 << 20  # bytes; what is on its way is lost when somebody is interrupted
+#: What is asked for at once, in bytes: between these, and a small share of the whole, for what is on its way
+#: is lost when somebody is interrupted.
+_LEAST, _MOST, _SHARE = 256 << 10, 1 << 20, 1 / 256
 
 Digest = bytes
 
@@ -122,6 +124,8 @@ class MirrorStore:
         self._states = [_State(mirror, Use(mirror.name)) for mirror in mirrors]
         self._listed = {one.key: one for one in listed}
         self._given = dict(given)
+        whole = sum(one.size for one in self._listed.values())
+        self._request = min(max(_LEAST, int(whole * _SHARE)), _MOST)
         self._spool = _Spool(spool)
         self._footers = footers
         footers.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -248,7 +252,8 @@ class MirrorStore:
 
     def _bring(self, key: str, pieces: Sequence[_Piece]) -> None:
         """Have these pieces, in ascending order, verified in the spool."""
-        for run in _requests([piece for piece in pieces if not self._spool.has(key, piece)]):
+        absent = [piece for piece in pieces if not self._spool.has(key, piece)]
+        for run in _requests(absent, self._request):
             left = run
             while left:
                 left = self._ask(key, left)
@@ -432,11 +437,11 @@ class _Spool:
             self._files.clear()
 
 
-def _requests(pieces: Sequence[_Piece]) -> Iterator[Sequence[_Piece]]:
-    """Pieces as runs that adjoin, each about as large as one request."""
+def _requests(pieces: Sequence[_Piece], size: int) -> Iterator[Sequence[_Piece]]:
+    """Pieces as runs that adjoin, each of about ``size`` bytes."""
     run: list[_Piece] = []
     for piece in pieces:
-        if run and (piece.start != run[-1].end or piece.end - run[0].start > _REQUEST):
+        if run and (piece.start != run[-1].end or piece.end - run[0].start > size):
             yield run
             run = []
         run.append(piece)
