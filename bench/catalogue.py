@@ -56,7 +56,7 @@ SCALES = (1_000, 10_000, 100_000, 1_000_000)
 TARGET_MS = 10.0  # of the 99th percentile, at the largest scale
 GALLERIES, DEFINITIONS = 50, 1_000
 MANAGED = 100  # images that are in no gallery
-PAGE = 100
+PAGE, DEEP = 100, 50  # versions on a page; the smallest catalogue has 50 behind its deep one
 _START = datetime(2020, 1, 1, tzinfo=UTC)
 _NAMES = uuid.UUID("8f0a4a4e-2d51-4c38-9e1c-5bb1a0a6d0c5")
 _BATCH = 10_000
@@ -193,7 +193,7 @@ class Work:
     name: str
     ours: Callable[[], object]
     plain: Callable[[], object] | None = None
-    share: float = 1.0  # of the calls
+    fewer: int = 1  # times fewer calls
 
 
 _JOINED = "SELECT * FROM images i JOIN versions v ON v.image_id = i.id WHERE v.definition_id = ?"
@@ -225,11 +225,12 @@ class Bench:
             Work("get a version", self._get, self._plain_get),
             Work("latest", self._latest, self._plain_latest),
             Work("latest, by its reference", self._resolve),
-            Work("first page of 100", self._first, self._plain_first, 0.25),
-            Work("deep page of 100", self._page, self._plain_page, 0.25),
-            Work("list images", self._images, self._plain_images, 0.25),
-            Work("publish", self._publish, self._plain_publish, 0.5),
-            Work("promote", self._promote, None, 0.5),
+            Work("first page of 100", self._first, self._plain_first),
+            Work("deep page of 50", self._page, self._plain_page),
+            Work("list 100 images", self._images, self._plain_images),
+            Work("which of ten disks are needed", self._needed),
+            Work("publish", self._publish, self._plain_publish, 2),
+            Work("promote", self._promote, None, 2),
         ]
 
     def _any(self) -> tuple[int, Version]:
@@ -254,10 +255,14 @@ class Bench:
         return self._catalog.versions.list(self._biggest, limit=PAGE)
 
     def _page(self) -> object:
-        return self._catalog.versions.list(self._biggest, limit=PAGE, before=self._deep)
+        return self._catalog.versions.list(self._biggest, limit=DEEP, before=self._deep)
 
     def _images(self) -> object:
         return self._catalog.list_images()
+
+    def _needed(self) -> object:
+        """What housekeeping asks after a VM or an image was deleted."""
+        return self._catalog.indexes_in_use({self._random.randbytes(32).hex() for _ in range(10)})
 
     def _new(self) -> ImageVersion:
         self._fresh += 1
@@ -295,7 +300,7 @@ class Bench:
 
     def _plain_page(self) -> object:
         where = f"{_JOINED} AND deleted_at IS NULL AND (major, minor, patch) < (?, ?, ?)"
-        return self._rows(f"{where}{_NEWEST}{PAGE}", self._biggest, *self._deep)
+        return self._rows(f"{where}{_NEWEST}{DEEP}", self._biggest, *self._deep)
 
     def _plain_images(self) -> object:
         scope = (Shelf.MANAGED.value, Scope().subscription, Scope().group)
@@ -407,8 +412,7 @@ def run(scratch: Path, scales: Sequence[int], calls: int) -> list[dict[str, Any]
         # What is published while this scale is measured gets numbers that no later scale fills in.
         bench = Bench(catalog, plain, scale, fresh=scales[-1] + scale)
         for work in bench.works():
-            count = max(500, int(calls * work.share)) if work.share == 0.5 else calls
-            row = {"versions": scale, **measure(work, count)}
+            row = {"versions": scale, **measure(work, calls // work.fewer)}
             results.append(row)
             print(f"  {work.name}: p50 {row['p50_ms']} ms, p99 {row['p99_ms']} ms", flush=True)
         plain.close()

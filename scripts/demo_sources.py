@@ -26,8 +26,8 @@ from demo import CALOTYPE, Demo, check, size
 
 #: What the versions differ by: random bytes, which nothing compresses.
 BLOB = 8 << 20
-#: Signed lists, and the ends of chunks that a change cuts anew.
-OVERHEAD = 2 << 20
+#: Signed lists, and the lists of chunks.
+OVERHEAD = 256 << 10
 
 TINY_OFFER = """
 format = 1
