@@ -11,6 +11,8 @@ import threading
 import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tests.unit.web import File, Web, serving
 
 from calotype.engine import download, fetch
@@ -88,6 +90,32 @@ def test_connections_that_break_cost_little(context, web):
     web.files["/image"].cut = 1_000_000
     assert get(context, web.url("/image")) == BODY
     assert web.sent < 1.15 * len(BODY)  # 128 KiB for each of three
+
+
+@given(st.lists(st.tuples(st.integers(0, len(BODY)), st.booleans()), max_size=6))
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_wherever_it_breaks_it_ends_whole_and_costs_a_piece_each(context, web, breaks):
+    """Connections break, and with some of them the command: what is fetched twice is bounded."""
+    left_over = sorted(breaks)
+    web.sent = 0
+
+    def pace(at: int) -> None:
+        if left_over and at >= left_over[0][0]:
+            if left_over.pop(0)[1]:
+                web.failing.extend([503] * 4)  # as many as are tried before it is given up
+            raise ConnectionResetError
+
+    web.files["/image"] = File(BODY, pace=pace)
+    for _ in range(len(breaks) + 1):
+        with contextlib.suppress(ToolFailed):
+            assert get(context, web.url("/image")) == BODY
+            break
+        web.failing.clear()
+    else:
+        pytest.fail("it never arrived")
+    assert web.sent <= len(BODY) + len(breaks) * (fetch._PIECE + (1 << 16)) + 2 * len(breaks) + 1
 
 
 def test_a_server_that_is_started_again_is_asked_again(context, monkeypatch):
