@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, event
 
-from calotype.catalog import catalog
+from calotype.catalog import database
 from calotype.cli import main
 
 
@@ -34,14 +34,14 @@ def no_directory_fsync() -> None:
 
 def no_catalogue_sync() -> None:
     """The catalogue is never synced."""
-    real = catalog._engine
+    real = database.make_engine
 
     def engine(path: Path) -> Engine:
         made = real(path)
         event.listen(made, "connect", lambda db, _: db.execute("PRAGMA synchronous = OFF"))
         return made
 
-    catalog._engine = engine
+    database.make_engine = engine
 
 
 def no_sync() -> None:

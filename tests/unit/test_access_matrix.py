@@ -514,7 +514,7 @@ def test_who_may_do_what(fresh, role, place):
 
 
 def dump(catalog: Catalog) -> list[object]:
-    with catalog._engine.connect() as db:
+    with catalog._database.engine.connect() as db:
         names = db.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars()
         return [db.exec_driver_sql(f'SELECT * FROM "{name}"').fetchall() for name in list(names)]
 

@@ -13,7 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 
 from calotype.catalog import Catalog
-from calotype.catalog import catalog as module
+from calotype.catalog.database import HEAD
 from calotype.catalog.migrate import configuration
 from calotype.catalog.tables import metadata
 from calotype.errors import CalotypeError, Conflict, NotAllowed, NotFound
@@ -205,8 +205,8 @@ def test_deleting_a_vm_keeps_the_disks_that_are_not_named(catalog):
 
 
 def test_the_migrations_make_the_tables_of_the_model(catalog):
-    assert ScriptDirectory.from_config(configuration()).get_current_head() == module.HEAD
-    with catalog._engine.connect() as connection:
+    assert ScriptDirectory.from_config(configuration()).get_current_head() == HEAD
+    with catalog._database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
 
@@ -248,7 +248,7 @@ def test_a_resource_is_read_whole_while_another_command_deletes_it(catalog, tmp_
     catalog.add_image(image)
     other = Catalog(tmp_path / "catalog.db")
 
-    @event.listens_for(catalog._engine, "before_cursor_execute")
+    @event.listens_for(catalog._database.engine, "before_cursor_execute")
     def delete(_connection, _cursor, statement, *_):
         if "FROM image_disks" in statement:
             other.delete_image(image.id)
@@ -295,7 +295,7 @@ def test_a_newer_catalogue_is_left_alone(tmp_path):
 
 
 def test_a_full_disk_is_said(catalog):
-    with catalog._engine.connect() as db:
+    with catalog._database.engine.connect() as db:
         db.exec_driver_sql("PRAGMA max_page_count = 1")
     for number in range(2):
         with pytest.raises(CalotypeError, match="full"):

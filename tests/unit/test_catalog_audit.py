@@ -37,7 +37,7 @@ def filled(catalog):
 
 
 def sql(catalog, *statements):
-    with sqlite3.connect(catalog._path) as db:
+    with sqlite3.connect(catalog._database.path) as db:
         for statement in statements:
             db.execute(statement)
     db.close()
@@ -160,7 +160,7 @@ def test_a_new_chain_shows_against_a_noted_head(filled):
     character=st.sampled_from('0aZ "é'),
 )
 def test_any_other_character_anywhere_is_found(filled, number, column, place, character):
-    with sqlite3.connect(filled._path) as db:
+    with sqlite3.connect(filled._database.path) as db:
         (before,) = db.execute(f"SELECT {column} FROM audit WHERE number = {number}").fetchone()
         place %= len(before)
         after = before[:place] + character + before[place + 1 :]

@@ -15,7 +15,7 @@ from sqlalchemy import MetaData, insert
 
 from calotype.catalog import Act, Catalog, rows
 from calotype.catalog.audit import append
-from calotype.catalog.catalog import HEAD, _engine
+from calotype.catalog.database import HEAD, make_engine
 from calotype.catalog.migrate import configuration
 from calotype.model import (
     DEFAULT_SUBSCRIPTION,
@@ -120,7 +120,7 @@ POINT = RestorePoint(
 def path(tmp_path):
     """A catalogue at the migration before, with a row of everything that there was."""
     path = tmp_path / "catalog.db"
-    engine = _engine(path)
+    engine = make_engine(path)
     with engine.connect() as connection:
         config = configuration()
         config.attributes["connection"] = connection
@@ -272,12 +272,16 @@ print("done", flush=True)
 _PARTS = ("CREATE TABLE communities", "DROP TABLE vms", "RENAME TO images", "INSERT INTO lineage")
 
 
+def heard(child):
+    return child.stdout.readline().strip()
+
+
 @contextmanager
 def opened(path, where):
     argv = [sys.executable, "-c", _CHILD, str(path), where]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:
-            assert child.stdout.readline() == "begins\n"
+            assert heard(child) == "begins"
             yield child
         finally:
             child.kill()
@@ -287,7 +291,7 @@ def opened(path, where):
 def test_who_is_killed_in_the_middle_leaves_it_as_it_was(path, where):
     before = dump(path)
     with opened(path, where) as child:
-        assert child.stdout.readline() == "there\n"
+        assert heard(child) == "there"
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
         assert child.returncode == -signal.SIGKILL
@@ -298,12 +302,9 @@ def test_who_is_killed_in_the_middle_leaves_it_as_it_was(path, where):
 
 def test_of_two_that_open_it_at_once_one_migrates(path):
     with opened(path, "INSERT INTO lineage") as first:
-        assert (
-            first.stdout.readline() == "there\n"
-        )  # it holds the write lock, and has not committed
+        assert heard(first) == "there"  # it holds the write lock, and has not committed
         with opened(path, "INSERT INTO lineage") as second:
-            first.stdin.write("\n")
-            first.stdin.flush()
-            assert first.stdout.readline() == "done\n"
-            assert second.stdout.readline() == "done\n"  # and never was there
+            print(file=first.stdin, flush=True)
+            assert heard(first) == "done"
+            assert heard(second) == "done"  # and never was there
     check_all(path)

@@ -1,35 +1,30 @@
 """The statements, one method for each thing that the engine asks of the catalogue."""
 
 import copy
-import sqlite3
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
-    URL,
     ColumnElement,
     Connection,
-    Engine,
     Select,
     Table,
-    create_engine,
     delete,
-    event,
     func,
     insert,
     select,
     update,
 )
-from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from calotype.catalog import quotas, rows
-from calotype.catalog.access import Access
-from calotype.catalog.audit import PRINCIPAL, Act, Audit, append
+from calotype.catalog.access import RESOURCES, Access
+from calotype.catalog.audit import Act, Audit, append
 from calotype.catalog.communities import Communities
 from calotype.catalog.community import Community
+from calotype.catalog.database import Database
 from calotype.catalog.galleries import Galleries
 from calotype.catalog.images import (
     batches,
@@ -56,7 +51,7 @@ from calotype.catalog.tables import (
     vms,
 )
 from calotype.catalog.versions import Versions, refresh_eligible
-from calotype.errors import CalotypeError, Conflict, InvalidInput, NotAllowed, NotFound
+from calotype.errors import Conflict, NotAllowed, NotFound
 from calotype.model import (
     INSTALLATION,
     Caller,
@@ -72,11 +67,10 @@ from calotype.model import (
     VirtualMachine,
 )
 
-#: The newest migration; a test holds it against the migrations' own list.
-HEAD = "0005"
-
 #: The installation's owner: who can read the catalogue's file can do everything anyway.
 OWNER = Caller()
+#: What a resource counts as.
+_COUNTED = {"image": QuotaKind.IMAGES, "VM": QuotaKind.VMS}
 #: What is said instead of the name of a VM that the caller may not see.
 HIDDEN = "(of others)"
 
@@ -95,23 +89,13 @@ class Catalog:
             CalotypeError: it cannot be opened, is damaged, or was written by a newer version. (So does
                 every other method.)
         """
-        self._path = path
+        self._database = Database(path)
         self.access = Access(caller)
-        self._principal = (
-            caller.principal
-        )  # who answers for it: housekeeping is done for somebody, too
-        if not path.exists():
-            path.touch(mode=0o600)  # SQLite's other files take its mode
-        self._engine = _engine(path)
-        with self._in_words():
-            if _revision(path) != HEAD:
-                from calotype.catalog.migrate import upgrade  # noqa: PLC0415 (Alembic takes long to load)
-
-                upgrade(self._engine)
+        self._principal = caller.principal  # housekeeping, too, is done for somebody
 
     def close(self) -> None:
         """Give back the connections."""
-        self._engine.dispose()
+        self._database.close()
 
     def of(self, caller: Caller) -> "Catalog":
         """The same catalogue for another caller, over the same connections."""
@@ -122,6 +106,21 @@ class Catalog:
             if isinstance(value, cached_property):  # a part, which is made for one caller
                 other.__dict__.pop(name, None)
         return other
+
+    def require_free(self, kind: str, name: str) -> None:
+        """Refuse early what would be refused when an image or a VM of that name is added here.
+
+        Raises:
+            Conflict: the name is taken.
+            Forbidden: the caller may not make resources in its group.
+            QuotaExceeded: the subscription has as many as it may have.
+        """
+        scope, table = self.access.caller.scope, RESOURCES[kind]
+        with self._read() as db:
+            self.access.require_in(db, Role.CONTRIBUTOR, scope, f"{kind} '{name}'")
+            if _one(db, table, name=name, **rows.scope_row(scope)) is not None:
+                raise _taken(kind, name)
+            quotas.require(db, scope.subscription, {_COUNTED[kind]: 1})
 
     # -- images
 
@@ -566,71 +565,13 @@ class Catalog:
             "or accept the clash with --allow-duplicate-identity (recorded)",
         )
 
-    # -- connections
+    # -- transactions
 
-    @contextmanager
-    def _in_words(self) -> Iterator[None]:
-        """What SQLite refuses (a full disk, a file of another user, a damaged one), as our error."""
-        try:
-            yield
-        except (DBAPIError, sqlite3.Error) as error:
-            reason = error.orig if isinstance(error, DBAPIError) else error
-            raise CalotypeError(
-                f"the catalogue {self._path} cannot be used: {reason}",
-                hint="check that there is room, and that the file is yours and whole",
-            ) from error
-        except (UnicodeEncodeError, OverflowError) as error:
-            raise InvalidInput(f"the catalogue cannot hold that value: {error}") from error
+    def _read(self) -> AbstractContextManager[Connection]:
+        return self._database.read()
 
-    @contextmanager
-    def _read(self) -> Iterator[Connection]:
-        with self._in_words(), self._engine.connect() as db:
-            db.exec_driver_sql("BEGIN")  # all statements see one state
-            yield db
-
-    @contextmanager
-    def _write(self) -> Iterator[Connection]:
-        with self._in_words(), self._engine.connect() as db:
-            db.execution_options(**{PRINCIPAL: self._principal})
-            db.exec_driver_sql("BEGIN IMMEDIATE")
-            try:
-                yield db
-            except IntegrityError as error:
-                db.rollback()
-                raise Conflict(f"the catalogue refuses: {error.orig}") from error
-            except BaseException:
-                db.rollback()
-                raise
-            db.commit()
-
-
-def _engine(path: Path) -> Engine:
-    engine = create_engine(
-        URL.create("sqlite", database=str(path)),  # whatever characters the path has
-        connect_args={"timeout": 60, "isolation_level": None},
-    )
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: sqlite3.Connection, _record: object) -> None:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # an acknowledged row survives power loss
-        connection.execute("PRAGMA foreign_keys = ON")
-
-    return engine
-
-
-def _revision(path: Path) -> str | None:
-    """The migration that the file is at, found without Alembic."""
-    if not path.exists():
-        return None
-    connection = sqlite3.connect(path, timeout=60)
-    try:
-        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    except sqlite3.OperationalError:
-        return None
-    finally:
-        connection.close()
-    return row[0] if row else None
+    def _write(self) -> AbstractContextManager[Connection]:
+        return self._database.write(self._principal)
 
 
 def _one(db: Connection, table: Any, **where: Any) -> rows.Row | None:

@@ -38,6 +38,18 @@ def counted(shelf: Shelf, size: int) -> dict[QuotaKind, int]:
     return {kind: 1, QuotaKind.BYTES: size}
 
 
+def require(db: Connection, subscription: str, asked: Mapping[QuotaKind, int]) -> None:
+    """Refuse what would be more than a subscription may have.
+
+    Raises:
+        QuotaExceeded: it would.
+    """
+    for kind, more in asked.items():
+        used, most = _used(db, subscription, kind), _most(db, subscription, kind)
+        if most is not None and used + more > most:
+            raise _exceeded(db, subscription, kind, used=used, most=most, asked=more)
+
+
 def charge(db: Connection, subscription: str, asked: Mapping[QuotaKind, int]) -> None:
     """Count what is about to be in a subscription, in the transaction that puts it there.
 
@@ -48,11 +60,9 @@ def charge(db: Connection, subscription: str, asked: Mapping[QuotaKind, int]) ->
     """
     if subscription == INSTALLATION:
         return
+    require(db, subscription, asked)
     for kind, more in asked.items():
-        used, most = _used(db, subscription, kind), _most(db, subscription, kind)
-        if most is not None and used + more > most:
-            raise _exceeded(db, subscription, kind, used=used, most=most, asked=more)
-        _set(db, subscription, kind, used + more)
+        _set(db, subscription, kind, _used(db, subscription, kind) + more)
 
 
 def give_back(db: Connection, subscription: str, freed: Mapping[QuotaKind, int]) -> None:

@@ -100,8 +100,7 @@ def import_image(
                 _require_same(context, existing, os_upload, data, scratch)
                 return Imported(existing, (), existed=True)
             place = Managed(request.name)
-        else:
-            place.check(context)
+        place.check(context)
         uploaded = _take_in(context, None, os_upload, scratch)
         if len(uploaded) > 1 and data:
             raise InvalidInput("an OVA brings its own data disks", hint="leave out --data-disk")

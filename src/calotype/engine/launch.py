@@ -77,8 +77,7 @@ def create_vm(context: Context, request: VmRequest) -> VirtualMachine:
         image = references.find(context, request.image)
         warnings = require_usable(context, image)
         _check(request, image)
-        if any(vm.name == request.name for vm in context.catalog.list_vms()):
-            raise Conflict(f"VM '{request.name}' exists already", hint="choose another name")
+        context.catalog.require_free("VM", request.name)
         vm = _plan(context, request, image)
         vm = replace(vm, notes=(*vm.notes, *warnings))
         operation.claim_all([("vm", vm.id), *(("disk", disk.id) for disk in vm.disks)])

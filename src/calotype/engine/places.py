@@ -8,7 +8,7 @@ from typing import Protocol
 from calotype.catalog import Act
 from calotype.engine import look, names
 from calotype.engine.context import Context
-from calotype.errors import Conflict, InvalidInput
+from calotype.errors import InvalidInput
 from calotype.model import (
     Image,
     ImageDefinition,
@@ -61,10 +61,9 @@ class Managed:
     name: str
 
     def check(self, context: Context) -> None:
-        """Refuse a name that is none, or is taken."""
+        """Refuse a name that is none, or is taken, and whoever may not make an image (more)."""
         names.resource(self.name, "an image")
-        if context.catalog.find_image(self.name) is not None:
-            raise Conflict(f"image '{self.name}' exists already", hint="choose another name")
+        context.catalog.require_free("image", self.name)
 
     def put(self, context: Context, image: Image, act: Act | None) -> Image:
         """Make the image exist."""
