@@ -172,7 +172,7 @@ def test_any_other_character_anywhere_is_found(filled, number, column, place, ch
     db.close()
     if after == before:
         assert broken is None
-    else:
+    elif (column, place) != ("at", 10):  # between day and time any character means the same
         assert broken is not None
         assert broken.number == number
 
