@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from calotype.cli.arguments import Repeat
 from calotype.cli.common import Common, session
 from calotype.cli.image import summary
 from calotype.cli.output import Columns, emit, for_people, plain
@@ -103,7 +104,7 @@ def rotate(
     *roles: Literal["root", "targets", "snapshot", "timestamp"],
     root_keys: int | None = None,
     threshold: int | None = None,
-    root_key: tuple[Path, ...] = (),
+    root_key: Annotated[tuple[Path, ...], Repeat] = (),
     common: Common | None = None,
 ) -> None:
     """Sign a new root: with new keys for roles whose keys were lost or stolen, or only for another year.
@@ -163,10 +164,10 @@ def serve(
 def add(
     url: str,
     *,
-    mirror: tuple[str, ...] = (),
+    mirror: Annotated[tuple[str, ...], Repeat] = (),
     name: str | None = None,
     fingerprint: str | None = None,
-    allow_address: tuple[str, ...] = (),
+    allow_address: Annotated[tuple[str, ...], Repeat] = (),
     common: Common | None = None,
 ) -> None:
     """Follow the public galleries of another installation.
@@ -204,7 +205,7 @@ def add(
 def update(
     name: str | None = None,
     *,
-    mirror: tuple[str, ...] = (),
+    mirror: Annotated[tuple[str, ...], Repeat] = (),
     common: Common | None = None,
 ) -> None:
     """Ask followed installations (all, without a name) what they show now.
