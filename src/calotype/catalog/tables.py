@@ -21,6 +21,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 
 
@@ -280,9 +281,20 @@ versions = Table(
     Column("block_deletion", Boolean, nullable=False),
     Column("excluded_regions", JSON, nullable=False),
     Column("deleted_at", Instant),
-    Column("purge_at", Instant, index=True),
+    Column("purge_at", Instant),
     UniqueConstraint("definition_id", "major", "minor", "patch", name="uq_versions_number"),
-    Index("ix_versions_latest", "definition_id", "eligible", "major", "minor", "patch"),
+    Index(
+        "ix_versions_latest", "definition_id", "eligible", "major", "minor", "patch", "end_of_life"
+    ),
+    Index(
+        "ix_versions_deleted",
+        "definition_id",
+        "major",
+        "minor",
+        "patch",
+        sqlite_where=text("deleted_at IS NOT NULL"),
+    ),
+    Index("ix_versions_purge_at", "definition_id", "purge_at"),
 )
 
 #: Where versions are: a region is a configured store.

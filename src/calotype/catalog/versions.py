@@ -11,7 +11,17 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, insert, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from calotype.catalog import rows
 from calotype.catalog.audit import Act, append
@@ -378,7 +388,9 @@ def _good(
     db: Connection, definition_id: str, region: str | None, now: datetime
 ) -> Iterator[RowMapping]:
     """The eligible versions that are not over, and not barred in ``region``; the highest first."""
-    for row in db.execute(_newest_first(_candidates(definition_id))).mappings():
+    ends = versions.c.end_of_life
+    current = _candidates(definition_id).where(or_(ends.is_(None), ends > now))
+    for row in db.execute(_newest_first(current)).mappings():
         if _is_good(row, region, now):
             yield row
 

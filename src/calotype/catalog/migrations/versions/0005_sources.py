@@ -293,10 +293,16 @@ def _create() -> None:
     with op.batch_alter_table("versions") as batch_op:
         batch_op.create_index(
             "ix_versions_latest",
-            ["definition_id", "eligible", "major", "minor", "patch"],
+            ["definition_id", "eligible", "major", "minor", "patch", "end_of_life"],
             unique=False,
         )
-        batch_op.create_index("ix_versions_purge_at", ["purge_at"], unique=False)
+        batch_op.create_index(
+            "ix_versions_deleted",
+            ["definition_id", "major", "minor", "patch"],
+            unique=False,
+            sqlite_where=sa.text("deleted_at IS NOT NULL"),
+        )
+        batch_op.create_index("ix_versions_purge_at", ["definition_id", "purge_at"], unique=False)
 
 
 def _alter() -> None:
