@@ -81,6 +81,16 @@ class Home:
         return self.root / "keys"
 
     @property
+    def market(self) -> Path:
+        """Publishers' indexes, and how new they were: older ones are refused, so this is no cache."""
+        return self.root / "market"
+
+    @property
+    def community(self) -> Path:
+        """What is trusted of followed installations: one directory each."""
+        return self.root / "community"
+
+    @property
     def tmp(self) -> Path:
         """Work in progress; swept when no command holds it."""
         return self.root / "tmp"

@@ -67,7 +67,7 @@ def gone_offline(context, web):
 
 
 def expire(context):
-    for page in (context.home.cache / "market").glob("*.page"):
+    for page in context.home.market.glob("*.page"):
         os.utime(page, (0, 0))
 
 
@@ -451,7 +451,7 @@ def test_an_index_that_goes_back_is_refused(context, web, qcow2):
     expire(context)
     with pytest.raises(Untrusted, match="older than what was there before"):
         references.find(context, "acme:ubuntu-24.04:server")
-    (context.home.cache / "market" / "seen.json").write_text("?")
+    (context.home.market / "seen.json").write_text("?")
     assert all("is damaged" in (u.error or "") for u in offers.update(context)[1:])
 
 

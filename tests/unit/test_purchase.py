@@ -149,7 +149,7 @@ def test_an_acceptance_can_be_taken_back(context, acme):
 def test_a_version_that_is_here_asks_nobody_about_its_terms(context, acme, caplog):
     purchase.accept(context, "acme:os:terms")
     vm(context)
-    for page in (context.home.cache / "market").glob("*.page"):
+    for page in context.home.market.glob("*.page"):
         os.utime(page, (0, 0))
     asked = len(acme.hosts)
     vm(context, "acme:os:terms:1.0.0", "vm2")

@@ -315,7 +315,7 @@ def _reference(document: GalleryDocument, definition: Definition, version: Publi
 
 
 def _directory(context: Context, name: str) -> Path:
-    return context.home.root / "community" / name
+    return context.home.community / name
 
 
 def _tree(context: Context, community: FollowedCommunity) -> Tree:

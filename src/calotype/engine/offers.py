@@ -372,7 +372,7 @@ def _seen(path: Path) -> dict[str, int]:
 
 
 def _directory(context: Context) -> Path:
-    directory = context.home.prepare().cache / "market"
+    directory = context.home.prepare().market
     directory.mkdir(mode=0o700, exist_ok=True)
     return directory
 
