@@ -1,11 +1,12 @@
 """The benches' own sums: what is kept after a crash, and whether a target holds."""
 
 import hashlib
+import math
 import os
 import sys
 
 import pytest
-from bench import targets
+from bench import catalogue, targets
 from bench.log import Log
 from bench.measure import Command, cpu_of, data_runs, run, tree
 from bench.summary import Summary
@@ -74,3 +75,20 @@ def test_the_digest_of_a_sparse_file_is_that_of_all_its_bytes(tmp_path):
     assert sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert os.getpid() in tree([os.getpid()])
     assert cpu_of([os.getpid()]) > 0
+
+
+def test_every_version_of_the_catalogue_has_a_place_of_its_own():
+    places = [catalogue.place(number) for number in range(20_000)]
+    assert len(set(places)) == len(places)
+    assert sum(definition == 0 for definition, _nth in places) == 2_000
+    assert max(definition for definition, _nth in places) == catalogue.DEFINITIONS - 1
+    ordered = [catalogue.numbered(nth) for nth in range(100_000)]
+    assert ordered == sorted(set(ordered))
+
+
+def test_growth_tells_a_scan_from_a_step_in_an_index():
+    scales = (1_000, 10_000, 100_000)
+    assert catalogue.growth({n: n / 1_000 for n in scales})["exponent"] == 1
+    flat = catalogue.growth({n: 1 + math.log10(n) / 100 for n in scales})
+    assert flat["each_tenfold_ms"] == 0.01
+    assert flat["exponent"] < 0.01
