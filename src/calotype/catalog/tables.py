@@ -83,6 +83,7 @@ images = Table(
     Column("created_at", Instant, nullable=False),
     UniqueConstraint("subscription", "resource_group", "name", name="uq_images_name"),
     Index("ix_images_shelf", "shelf", "subscription", "resource_group", "name"),
+    Index("ix_images_planned", "created_at", sqlite_where=text("plan IS NOT NULL")),
 )
 
 #: ``position`` 0 is the OS disk (``lun`` NULL); data disks follow by LUN.

@@ -350,6 +350,9 @@ def _alter() -> None:
         batch_op.create_index(
             "ix_images_shelf", ["shelf", "subscription", "resource_group", "name"], unique=False
         )
+        batch_op.create_index(
+            "ix_images_planned", ["created_at"], sqlite_where=sa.text("plan IS NOT NULL")
+        )
 
     with op.batch_alter_table("vms") as batch_op:
         batch_op.add_column(
