@@ -229,6 +229,34 @@ def test_a_published_version_that_fails_a_later_test_is_no_leftover(context, web
     assert numbers(context, web) == ["1.0.1", "1.0.0"]
 
 
+def test_what_was_rolled_back_is_not_published_again(context, web, archive):
+    one(context)
+    archive.version = "2"
+    one(context)
+    lifecycle.roll_back(context, "gal/web")
+    told = one(context)
+    assert (told.outcome, told.before) == (Outcome.UNCHANGED, "gal/web/1.0.1")
+    assert str(context.catalog.versions.latest(web.id).version) == "1.0.0"
+    archive.version = "3"
+    told = one(context)
+    assert (told.outcome, told.before, told.version) == (
+        Outcome.PUBLISHED,
+        "gal/web/1.0.0",
+        "gal/web/1.0.2",
+    )
+    assert told.changes.packages.upgraded[0].before == "1"
+
+
+def test_a_full_disk_is_one_definitions_failure_too(context, web, monkeypatch):
+    def full(*_arguments, **_options):
+        raise OSError(28, "No space left on device", "/var/cache")
+
+    monkeypatch.setattr(recipes, "build_file", full)
+    told = one(context)
+    assert told.outcome is Outcome.FAILED
+    assert "No space left" in told.problem
+
+
 def test_a_number_never_comes_back(context, web, archive):
     one(context)
     archive.version = "2"

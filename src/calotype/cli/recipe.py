@@ -85,14 +85,14 @@ def rebuild(
     timeout
         How long each clone of the boot test may take to start (90s, 10m).
     """
-    from calotype.engine.rebuild import Outcome, rebuild  # noqa: PLC0415 (loads much)
+    from calotype.engine.rebuild import rebuild  # noqa: PLC0415 (loads much)
 
     seconds = units.duration(timeout).total_seconds()
     with session(common) as context:
         run = rebuild(context, definitions, every=all_, dry_run=dry_run, timeout=seconds)
         told = list(run)
     emit(common, told, REBUILT)
-    return int(any(one.outcome is Outcome.FAILED for one in told))
+    return int(any(one.problem for one in told))
 
 
 def _words(told: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from calotype.model.gallery import MAX_NUMBER
 from calotype.recipe import Built
 
 _FIRST = Version(1, 0, 0)
-_NEWEST = 100  # versions, among which a leftover is
+_NEWEST = 100  # versions, among which are leftovers, and the newest that was published
 
 
 class Outcome(StrEnum):
@@ -58,6 +58,8 @@ class Rebuilt:
 
     ``version`` was published; after a failure it is left, staged, to be looked at; of a dry run it would be
     made. ``changes`` are those since ``before``, the latest version until then; None where there was none.
+    Of one that is unchanged, ``before`` is the published version that it equals.
+    A ``problem`` of one that is published or unchanged is retention's.
     """
 
     definition: str  # GALLERY/DEFINITION
@@ -107,7 +109,9 @@ def rebuild(
         try:
             _rebuild(context, told, built, dry_run=dry_run, timeout=timeout)
         except CalotypeError as error:
-            told.outcome, told.problem, told.hint = Outcome.FAILED, error.message, error.hint
+            told.problem, told.hint = error.message, error.hint
+        except OSError as error:  # such as a disk that is full
+            told.problem = str(error)
         yield told
 
 
@@ -133,20 +137,25 @@ def _rebuild(
         place.check(context)
         if told.recipe not in built:
             built[told.recipe] = recipes.build_file(context, told.recipe, fresh=True)
-        before = _latest(context, definition)
+        before, newest = _latest(context, definition), _newest(context, definition)
         _stage(context, built[told.recipe], place)
         told.version, told.before = place.name, _reference(before)
-        _decide(context, told, timeout)
+        _decide(context, told, _reference(newest), timeout)
     if definition.retention is not None:
         (kept,) = retention.retain(context, told.definition)
         told.retired = tuple(d.version.reference for d in kept.decisions if d.goes)
 
 
-def _decide(context: Context, told: Rebuilt, timeout: float) -> None:
-    """Publish the staged version if it is good and something changed; drop it if nothing did."""
+def _decide(context: Context, told: Rebuilt, newest: str | None, timeout: float) -> None:
+    """Publish the staged version if it is good and something changed; drop it if nothing did.
+
+    What equals the ``newest`` that was published, and is no longer the latest, was taken back by somebody.
+    """
     version = str(told.version)
-    if told.before is not None:
-        told.changes = changes_of(diff_images(context, told.before, version))
+    for before in dict.fromkeys([newest, told.before]):
+        if before is None:
+            continue
+        told.before, told.changes = before, changes_of(diff_images(context, before, version))
         if not told.changes:
             lifecycle.delete(context, version, purge=True, verb="discard")
             told.outcome, told.version = Outcome.UNCHANGED, None
@@ -227,6 +236,14 @@ def _latest(context: Context, definition: ImageDefinition) -> ImageVersion | Non
         return context.catalog.versions.latest(definition.id, region=context.region)
     except NotFound:
         return None
+
+
+def _newest(context: Context, definition: ImageDefinition) -> ImageVersion | None:
+    """The highest version that was ever promoted."""
+    for version in context.catalog.versions.list(definition.id, limit=_NEWEST):
+        if version.image.stage is Stage.PROMOTED:
+            return version
+    return None
 
 
 def _reference(version: ImageVersion | None) -> str | None:
