@@ -210,7 +210,10 @@ class Access:
                 f"{message}, which is everybody's to use",
                 hint="the installation's owner can do it, without --as",
             )
-        if not self.belongs(db, row["subscription"]):  # to whom that gallery is only shared
+        foreign = row["subscription"] != self.caller.scope.subscription
+        if foreign and not self.belongs(
+            db, row["subscription"]
+        ):  # it is only shared with the caller
             return Forbidden(message, hint="an owner of it can give that role")
         there = subscriptions.c.id == row["subscription"]
         name = db.scalar(select(subscriptions.c.name).where(there)) or row["subscription"]

@@ -15,7 +15,7 @@ from calotype.engine.sysprep_preflight import Obstacle, Preflight, preflight
 from calotype.errors import GuestError, InvalidInput, NotAllowed, TimedOut
 from calotype.guest.windows_log import explain, offending
 from calotype.machine import Agent
-from calotype.model import OsType, PowerState
+from calotype.model import OsType, PowerState, Role
 
 ARGUMENTS = ("/generalize", "/oobe", "/shutdown", "/mode:vm", "/quiet")
 _PAUSE = 3.0  # seconds between two looks; the agent has no event for any of this
@@ -54,7 +54,7 @@ def sysprep_vm(
         GuestError: Sysprep failed, with the line of its log, or did not end in time; or no agent answers.
         TimedOut: the pre-flight did not end.
     """
-    vm = context.catalog.vm(vm_name)
+    vm = context.catalog.vm(vm_name, Role.CONTRIBUTOR)
     if vm.os_type is not OsType.WINDOWS:
         raise InvalidInput(f"VM '{vm.name}' does not run Windows")
     agent = Agent(running(context, vm_name))

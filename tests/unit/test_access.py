@@ -1,0 +1,730 @@
+"""Roles: what is seen and what is not, the doors to VMs and disks, and housekeeping that sees everything."""
+
+import inspect
+import json
+import shlex
+from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import pytest
+from tests.published import a_definition, a_version, an_image, caller_in
+
+from calotype import cli, wire
+from calotype.catalog import Act
+from calotype.engine import (
+    adopt,
+    boottest,
+    capture,
+    galleries,
+    generalize,
+    guests,
+    images,
+    inguest,
+    inplace,
+    machines,
+    names,
+    restore,
+    roles,
+    snapshots,
+    steps,
+    storage,
+    subscriptions,
+    sysprep,
+    verify,
+)
+from calotype.engine.capture import CaptureRequest
+from calotype.engine.evidence import read_evidence
+from calotype.engine.import_ import ImageRequest, import_image
+from calotype.engine.launch import VmRequest, create_vm
+from calotype.engine.places import Managed
+from calotype.engine.roles import Where
+from calotype.engine.sources import Upload
+from calotype.errors import Conflict, Forbidden, InvalidInput, NotAllowed, NotFound, QuotaExceeded
+from calotype.model import (
+    DEFAULT_SUBSCRIPTION,
+    GIB,
+    INSTALLATION,
+    MIB,
+    Caller,
+    Gallery,
+    Image,
+    ImageDisk,
+    ManagedDisk,
+    OsState,
+    OsType,
+    Provenance,
+    QuotaKind,
+    Role,
+    Scope,
+    Shelf,
+    SourceKind,
+)
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+ACT = Act("a.test", "x")
+WEB = Scope(DEFAULT_SUBSCRIPTION, "web")
+
+
+@pytest.fixture
+def as_(context):
+    """A context for a principal in a group, with a role there or with none."""
+    opened = []
+
+    def enter(principal, role=None, scope=WEB, where=None):
+        here = wire.build(home=context.home, caller=Caller(None, scope))
+        if role is not None:
+            roles.assign(here, principal, role, where or Where(scope.group))
+        if principal is not None:
+            here.close()
+            here = wire.build(home=context.home, caller=Caller(principal, scope))
+        opened.append(here)
+        return here
+
+    yield enter
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture
+def owner(as_):
+    """The installation's owner, in the group."""
+    return as_(None)
+
+
+@pytest.fixture
+def vm(owner):
+    """A stopped VM with a data disk, and a loose disk."""
+    an_image(owner, "image")
+    made = create_vm(owner, VmRequest(name="vm", image="image", start=False))
+    machines.create_disk(owner, "data", MIB)
+    machines.attach(owner, "vm", "data")
+    machines.create_disk(owner, "loose", MIB)
+    return owner.catalog.vm(made.id)
+
+
+def a_disk(name, scope=WEB):
+    return ManagedDisk(id=str(uuid4()), name=name, size=MIB, created_at=NOW, scope=scope)
+
+
+# -- what is seen
+
+
+def read_all(context):
+    """Everything that there is to read of a group."""
+    catalog = context.catalog
+    return {
+        "images": [image.name for image in catalog.list_images()],
+        "VMs": [vm.name for vm in catalog.list_vms()],
+        "disks": [disk.name for disk in catalog.list_disks()],
+        "snapshots": [snapshot.name for snapshot in catalog.snapshots.list()],
+        "galleries": [gallery.name for gallery in catalog.galleries.list()],
+    }
+
+
+READS = {
+    "image": lambda c: c.catalog.image("image"),
+    "VM": lambda c: c.catalog.vm("vm"),
+    "disk": lambda c: c.catalog.disk("loose"),
+    "snapshot": lambda c: c.catalog.snapshots.get("snapshot"),
+    "gallery": lambda c: c.catalog.galleries.get("gallery"),
+    "restore points": lambda c: restore.list_points(c, "vm"),
+}
+
+
+@pytest.fixture
+def filled(owner, vm):
+    snapshots.create(owner, "snapshot", "loose")
+    owner.catalog.galleries.add(
+        Gallery(id=str(uuid4()), name="gallery", created_at=NOW, scope=WEB), ACT
+    )
+    restore.take_restore_point(owner, "vm", "a test")
+    return owner
+
+
+def test_a_reader_sees_what_there_is(filled, as_):
+    rita = as_("rita", Role.READER)
+    assert read_all(rita) == read_all(filled)
+    for read in READS.values():
+        assert read(rita) == read(filled)
+
+
+def test_who_has_no_role_is_told_what_is_told_of_nothing(filled, as_):
+    """Nobody learns from a refusal that there is something."""
+    nobody, empty = as_("nobody"), as_(None, scope=Scope(DEFAULT_SUBSCRIPTION, "empty"))
+    assert read_all(nobody) == {kind: [] for kind in read_all(filled)}
+    for read in READS.values():
+        with pytest.raises(NotFound) as hidden:
+            read(nobody)
+        with pytest.raises(NotFound) as missing:
+            read(empty)
+        assert (hidden.value.message, hidden.value.hint) == (
+            missing.value.message,
+            missing.value.hint,
+        )
+
+
+def test_an_id_is_no_way_in(filled, as_, vm):
+    nobody, rita = as_("nobody"), as_("rita", Role.READER)
+    reads = {
+        filled.catalog.image("image").id: lambda c, i: c.catalog.image(i),
+        vm.id: lambda c, i: c.catalog.vm(i),
+        vm.os_disk.id: lambda c, i: c.catalog.disk(i),
+        filled.catalog.snapshots.get("snapshot").id: lambda c, i: c.catalog.snapshots.get(i),
+    }
+    for identifier, read in reads.items():
+        assert read(rita, identifier).id == identifier
+        with pytest.raises(NotFound):
+            read(nobody, identifier)
+
+
+def test_what_is_named_as_anothers_id_is_still_mine(owner, as_):
+    other = a_disk("theirs")
+    owner.catalog.add_disk(other)
+    carl = as_("carl", Role.CONTRIBUTOR, Scope(DEFAULT_SUBSCRIPTION, "carls"))
+    mine = replace(a_disk(other.id), scope=carl.scope)
+    carl.catalog.add_disk(mine)
+    assert carl.catalog.disk(other.id) == mine
+
+
+def test_a_list_is_of_the_group_and_of_what_is_seen(owner, as_):
+    other = as_(None, scope=Scope(DEFAULT_SUBSCRIPTION, "other"))
+    seen, hidden = a_disk("seen"), a_disk("hidden")
+    for disk in (seen, hidden):
+        owner.catalog.add_disk(disk)
+    other.catalog.add_disk(a_disk("elsewhere", other.scope))
+    assert read_all(owner)["disks"] == ["hidden", "seen"]
+    rita = as_("rita", Role.READER, where=Where(resource=seen.id))
+    assert read_all(rita)["disks"] == ["seen"]
+    with pytest.raises(NotFound):
+        rita.catalog.disk("hidden")
+    whole = as_("will", Role.READER, where=Where())  # in the whole subscription
+    assert read_all(whole)["disks"] == ["hidden", "seen"]
+    assert whole.catalog.of(Caller("will", other.scope)).list_disks() != []
+
+
+def test_a_role_for_a_vm_is_one_for_the_disks_on_it(owner, as_, vm):
+    carl = as_("carl", Role.CONTRIBUTOR, where=Where(resource=vm.id))
+    assert carl.catalog.disk(vm.os_disk.id) == vm.os_disk
+    assert restore.take_restore_point(carl, "vm", "a test")
+    with pytest.raises(NotFound):  # a disk that is not his
+        machines.attach(carl, "vm", "loose")
+    machines.detach(carl, "vm", "data")
+    with pytest.raises(NotFound):  # and this one is not any more
+        carl.catalog.disk("data")
+    with pytest.raises(NotFound):
+        restore.restore(carl, "vm")  # it would overwrite that disk
+    restore.restore(owner, "vm")
+
+
+def test_what_was_pulled_is_everybodys_to_use_and_nobodys_to_change(context, as_):
+    pulled = Image(
+        id="pulled",
+        name="a:b:c:1.0.0",
+        os_type=OsType.LINUX,
+        os_state=OsState.GENERALIZED,
+        os_disk=ImageDisk(index="a" * 64, size=GIB),
+        provenance=Provenance(kind=SourceKind.MARKETPLACE, source="x"),
+        created_at=NOW,
+        scope=Scope(INSTALLATION, Shelf.MARKETPLACE.value),
+        shelf=Shelf.MARKETPLACE,
+    )
+    context.catalog.add_image(pulled)
+    oscar = as_("oscar", Role.OWNER, where=Where())
+    assert oscar.catalog.image("pulled") == pulled
+    assert oscar.catalog.find_on(Shelf.MARKETPLACE, pulled.name) == pulled
+    with pytest.raises(Forbidden, match="everybody's to use") as refused:
+        oscar.catalog.tag_image("pulled", {"a": "b"})
+    assert "without --as" in (refused.value.hint or "")
+    with pytest.raises(NotAllowed, match="pulled for everybody"):
+        roles.assign(oscar, "eve", Role.OWNER, Where(resource="pulled"))
+
+
+def test_of_vms_that_are_not_seen_there_is_no_name(owner, as_, vm):
+    """Whose image it is learns that there are VMs of it, and no more."""
+    rita = as_("rita", Role.CONTRIBUTOR, where=Where(resource=vm.image_id))
+    assert owner.catalog.vms_of_image(vm.image_id) == ["vm"]
+    assert rita.catalog.vms_of_image(vm.image_id) == ["(of others)"]
+    with pytest.raises(Conflict, match=r"VMs were made from .*: \(of others\)"):
+        images.delete(rita, "image")
+
+
+def test_a_second_vm_of_a_specialized_image_names_no_vm_that_is_not_seen(owner, as_):
+    an_image(owner, "one", state=OsState.SPECIALIZED)
+    create_vm(owner, VmRequest(name="secret", image="one", start=False))
+    there = Scope(DEFAULT_SUBSCRIPTION, "carls")
+    as_("carl", Role.READER)
+    carl = as_("carl", Role.CONTRIBUTOR, there)
+    image = owner.catalog.image("one").id
+    roles.delete(owner, roles.list_all(owner)[0].id)
+    roles.assign(owner, "carl", Role.READER, Where(resource=image))
+    with pytest.raises(NotAllowed, match="was made from it") as refused:
+        create_vm(carl, VmRequest(name="second", image=image, start=False))
+    assert "secret" not in f"{refused.value.message} {refused.value.hint}"
+
+
+# -- the doors
+
+
+#: Everything that changes something, or reaches a guest or what is on a disk, and so needs a Contributor.
+DOORS = {
+    "start": lambda c: machines.start(c, "vm"),
+    "stop": lambda c: machines.stop(c, "vm"),
+    "restart": lambda c: machines.restart(c, "vm", force=True),
+    "deallocate": lambda c: machines.deallocate(c, "vm"),
+    "delete": lambda c: machines.delete(c, "vm"),
+    "console, screenshot": lambda c: machines.running(c, "vm"),
+    "run-command": lambda c: guests.run_command(c, "vm", ["id"]),
+    "ssh": lambda c: guests.ssh_command(c, "vm", []),
+    "log": lambda c: list(guests.log(c, "vm")),
+    "attach": lambda c: machines.attach(c, "vm", "loose"),
+    "detach": lambda c: machines.detach(c, "vm", "data"),
+    "capture": lambda c: capture.capture_vm(c, "vm", CaptureRequest(name="new")),
+    "capture a generalized copy": lambda c: capture.capture_vm(
+        c, "vm", CaptureRequest(name="new", generalize=True)
+    ),
+    "rehearse": lambda c: generalize.rehearse_vm(c, "vm", steps.DEFAULT),
+    "generalize": lambda c: inplace.generalize_vm(c, "vm"),
+    "sysprep": lambda c: sysprep.sysprep_vm(c, "vm"),
+    "verify a VM": lambda c: inguest.prove_vm(c, "vm"),
+    "restore point": lambda c: restore.take_restore_point(c, "vm", "x"),
+    "restore": lambda c: restore.restore(c, "vm"),
+    "delete a restore point": lambda c: restore.delete_point(c, "vm", "x"),
+    "snapshot": lambda c: snapshots.create(c, "new", "loose"),
+    "snapshot of a VM's disk": lambda c: snapshots.create(c, "new", "data"),
+    "create a disk": lambda c: machines.create_disk(c, "new", MIB),
+    "delete a disk": lambda c: machines.delete_disk(c, "loose"),
+    "create a VM": lambda c: create_vm(c, VmRequest(name="new", image="image", start=False)),
+    "tag": lambda c: images.tag(c, "image", {"a": "b"}, ()),
+    "verify": lambda c: verify.verify_image(c, "image"),
+    "test": lambda c: boottest.boot_test(c, "image"),
+    "delete an image": lambda c: images.delete(c, "image", force=True),
+    "generalize an image": lambda c: generalize.generalize_image(
+        c, "image", Managed("new"), steps.DEFAULT
+    ),
+    "upload": lambda c: import_image(c, ImageRequest(name="new"), Upload(location="/dev/null"), {}),
+}
+
+
+@pytest.mark.parametrize("role", [Role.READER, None])
+def test_every_door_needs_a_contributor(owner, as_, vm, role):
+    somebody = as_("somebody", role)
+    before = (owner.catalog.every_vm(), owner.catalog.every_disk(), owner.catalog.every_image())
+    wrong = []
+    for door, enter in DOORS.items():
+        try:
+            enter(somebody)
+        except Forbidden as error:
+            if "Contributor" not in error.message or "calotype role assign somebody" not in str(
+                error.hint
+            ):
+                wrong.append(f"{door}: {error.message}, {error.hint}")
+        except NotFound:
+            if role is not None:
+                wrong.append(f"{door}: not found")
+        except Exception as error:  # noqa: BLE001 (whatever it is, it came too late)
+            wrong.append(f"{door}: {error!r}")
+        else:
+            wrong.append(f"{door}: was open")
+    assert wrong == []
+    after = (owner.catalog.every_vm(), owner.catalog.every_disk(), owner.catalog.every_image())
+    assert after == before
+
+
+def test_a_contributor_goes_in(as_, vm):
+    carl = as_("carl", Role.CONTRIBUTOR)
+    machines.stop(carl, "vm")
+    machines.detach(carl, "vm", "data")
+    machines.attach(carl, "vm", "data")
+    images.tag(carl, "image", {"a": "b"}, ())
+    capture.capture_vm(carl, "vm", CaptureRequest(name="captured"))
+    machines.delete(carl, "vm")
+    assert read_all(carl) == {
+        "images": ["captured", "image"],
+        "VMs": [],
+        "disks": ["loose"],
+        "snapshots": [],
+        "galleries": [],
+    }
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        storage.stats,
+        storage.check,
+        lambda c: storage.prune(c, grace=None),
+        storage.repair,
+        lambda c: storage.copy(c, "/tmp/nowhere"),
+        adopt.adopt,
+        lambda c: c.catalog.audit.list(),
+        lambda c: c.catalog.audit.verify(),
+        lambda c: c.catalog.every_image(),
+        lambda c: c.catalog.every_vm(),
+        lambda c: c.catalog.every_disk(),
+        lambda c: c.catalog.image_names(),
+        lambda c: c.catalog.image_ids(["x"]),
+        lambda c: c.catalog.indexes_in_use(),
+        lambda c: c.catalog.has_overlay("x"),
+        lambda c: c.catalog.restore_points.indexes(),
+        lambda c: subscriptions.create(c, "new"),
+        lambda c: subscriptions.set_quota(c, QuotaKind.VMS, None),
+    ],
+)
+def test_what_concerns_all_is_for_the_installations_owner(as_, act):
+    oscar = as_("oscar", Role.OWNER, where=Where())
+    with pytest.raises(Forbidden, match="for the installation's owner") as refused:
+        act(oscar)
+    assert "without --as" in (refused.value.hint or "")
+
+
+# -- housekeeping sees everything
+
+
+def test_ports_and_names_of_others_are_known(owner, as_, vm, monkeypatch):
+    """A VM in another group has its port, although nobody here sees it."""
+    there = Scope(DEFAULT_SUBSCRIPTION, "carls")
+    roles.assign(owner, "carl", Role.READER, Where(resource=vm.image_id))
+    carl = as_("carl", Role.CONTRIBUTOR, there)
+    chosen = iter([vm.ssh_port, vm.ssh_port, 31_999])
+    monkeypatch.setattr("calotype.engine.launch.secrets.choice", lambda _ports: next(chosen))
+    monkeypatch.setattr("calotype.engine.launch.ssh.is_free", lambda _port: True)
+    made = create_vm(carl, VmRequest(name="vm", image=vm.image_id, start=False))
+    assert made.ssh_port == 31_999
+    assert made.os_disk.name == vm.os_disk.name  # which is free in this group
+    assert made.uid is None or made.uid != vm.uid
+
+
+def test_a_deletion_leaves_others_what_they_need(owner, as_, vm):
+    """Bases, Indexes and reports are looked for everywhere, whoever deletes."""
+    there = Scope(DEFAULT_SUBSCRIPTION, "carls")
+    roles.assign(owner, "carl", Role.READER, Where(resource=vm.image_id))
+    carl = as_("carl", Role.CONTRIBUTOR, there)
+    create_vm(carl, VmRequest(name="mine", image=vm.image_id, start=False))
+    verify.verify_image(owner, "image")
+    base = owner.base_path(vm.os_disk.index)
+    report = owner.home.evidence / vm.image_id
+    assert base.exists()
+    assert report.exists()
+    machines.delete(carl, "mine")
+    assert base.exists()
+    assert report.exists()
+    assert vm.os_disk.index in owner.repository.indexes()
+    assert owner.disk_path(vm.os_disk.file).exists()
+
+
+def test_what_others_left_behind_is_known_to_be_theirs(owner, as_, vm):
+    """A command that was killed after its commit: the next one, of somebody else, removes nothing."""
+    left = owner.home.tmp / "op-left"
+    left.mkdir()
+    (left / "claims").write_text(f"vm {vm.id}\ndisk {vm.os_disk.file}\ndisk nobodys\n")
+    owner.disk_path("nobodys").touch()
+    nobody = as_("nobody")
+    with nobody.operation():
+        pass
+    assert not left.exists()
+    assert owner.vm_path(vm.id).exists()
+    assert owner.disk_path(vm.os_disk.file).exists()
+    assert not owner.disk_path("nobodys").exists()
+
+
+# -- roles
+
+
+def test_an_owner_gives_roles_in_what_is_his_and_no_further(owner, as_):
+    disk = a_disk("disk")
+    owner.catalog.add_disk(disk)
+    group = as_("oscar", Role.OWNER)
+    one = as_("otto", Role.OWNER, where=Where(resource=disk.id))
+    given = roles.assign(group, "rita", Role.READER, Where(WEB.group))
+    assert roles.assign(one, "eve", Role.OWNER, Where(resource="disk")).resource == disk.id
+    for who, where in (
+        (group, Where()),
+        (group, Where("other")),
+        (one, Where(WEB.group)),
+        (one, Where()),
+    ):
+        with pytest.raises(Forbidden, match="has not the role Owner"):
+            roles.assign(who, "eve", Role.OWNER, where)
+    with pytest.raises(NotFound):
+        roles.delete(one, given.id)  # he may not even know of it
+    roles.delete(group, given.id)
+    assert [found.principal for found in roles.list_all(one)] == ["eve", "otto"]
+    with pytest.raises(Conflict, match="has the role Owner there already"):
+        roles.assign(group, "eve", Role.OWNER, Where(resource="disk"))
+
+
+def test_a_contributor_gives_no_roles_not_even_to_himself(as_):
+    carl = as_("carl", Role.CONTRIBUTOR)
+    for where in (Where(WEB.group), Where()):
+        with pytest.raises(Forbidden):
+            roles.assign(carl, "carl", Role.OWNER, where)
+
+
+def test_a_role_that_is_taken_away_is_gone(owner, as_):
+    owner.catalog.add_disk(a_disk("disk"))
+    rita = as_("rita", Role.READER)
+    assert rita.catalog.disk("disk")
+    roles.delete(owner, roles.list_all(owner)[0].id)
+    with pytest.raises(NotFound):
+        rita.catalog.disk("disk")
+
+
+def test_a_name_that_several_resources_have_is_said(owner):
+    owner.catalog.add_disk(a_disk("web"))
+    owner.catalog.galleries.add(
+        Gallery(id=str(uuid4()), name="web", created_at=NOW, scope=WEB), ACT
+    )
+    with pytest.raises(Conflict, match="'web' is disk and gallery") as refused:
+        roles.assign(owner, "rita", Role.READER, Where(resource="web"))
+    assert "by its id" in (refused.value.hint or "")
+    with pytest.raises(NotFound):
+        roles.assign(owner, "rita", Role.READER, Where(resource="nothing"))
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", "a b", "-x", "a\nb", "a\x1b[1m", "é", "a" * 129, "x (0)"]
+)
+def test_what_cannot_be_a_principal(name, context):
+    with pytest.raises(InvalidInput, match="cannot be a principal"):
+        subscriptions.caller(context, name, None, None)
+    with pytest.raises(InvalidInput):
+        roles.assign(context, name, Role.READER, Where())
+
+
+@pytest.mark.parametrize(
+    "name", ["alice", "alice@contoso.example", "system:serviceaccount:a:b", "spiffe://a/b", "1-2_3"]
+)
+def test_what_can_be_a_principal(name):
+    assert names.principal(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a.", "a b", "é", "x" * 91, "a\n"])
+def test_what_cannot_be_a_group(name, context):
+    with pytest.raises(InvalidInput, match="cannot name a resource group"):
+        subscriptions.caller(context, None, None, name)
+
+
+# -- sharing
+
+
+def test_who_only_says_that_a_subscription_is_his_sees_nothing_shared_with_it(context, as_):
+    team = subscriptions.create(context, "team").id
+    version = a_version_shared_with(context, team)
+    tom = caller_in(context, team, "tom", "Reader")
+    eve = caller_in(context, team, "eve")
+    assert [g.name for g in tom.catalog.galleries.list(shared=True)] == ["gal"]
+    assert tom.catalog.image(version.image.id)
+    assert eve.catalog.galleries.list(shared=True) == []
+    with pytest.raises(NotFound):
+        eve.catalog.image(version.image.id)
+    with pytest.raises(NotFound, match="there is no subscription 'team'"):
+        subscriptions.caller(context, "eve", "team", None)
+    with pytest.raises(Forbidden) as refused:  # nor is he told whose it is
+        tom.catalog.tag_image(version.image.id, {"a": "b"})
+    assert "default" not in f"{refused.value.message} {refused.value.hint}"
+    for one in (tom, eve):
+        one.close()
+
+
+def a_version_shared_with(context, subscription):
+
+    a_definition(context)
+    made = a_version(context)
+    galleries.share(context, "gal", add=(subscription,))
+    return context.catalog.versions.of_image(made.id if hasattr(made, "id") else made.image.id)
+
+
+# -- subscriptions
+
+
+def test_a_subscription_is_made_once_and_named_as_no_other_thing(context):
+    made = subscriptions.create(context, "dev")
+    assert subscriptions.show(context, "dev").subscription == made
+    with pytest.raises(Conflict, match="exists already"):
+        subscriptions.create(context, "dev")
+    for name in ("installation", "Installation", str(uuid4()), "a b", ""):
+        with pytest.raises(InvalidInput):
+            subscriptions.create(context, name)
+    with pytest.raises(NotAllowed, match="every installation has"):
+        subscriptions.delete(context, "default")
+    subscriptions.delete(context, "dev")
+    assert [found.name for found in subscriptions.list_all(context)] == ["default"]
+
+
+def test_names_are_of_their_group_and_their_subscription(context):
+    dev = subscriptions.create(context, "dev").id
+    places = [Scope(), Scope(DEFAULT_SUBSCRIPTION, "web"), Scope(dev)]
+    for scope in places:
+        there = wire.build(home=context.home, caller=Caller(None, scope))
+        an_image(there, "image")
+        create_vm(there, VmRequest(name="vm", image="image", start=False))
+        machines.create_disk(there, "disk", MIB)
+        assert there.catalog.vm("vm").scope == scope
+        assert {d.scope for d in there.catalog.list_disks()} == {scope}
+        there.close()
+    assert len({vm.ssh_port for vm in context.catalog.every_vm()}) == 3
+    assert len({disk.name for disk in context.catalog.every_disk()}) == 2
+
+
+def test_a_quota_is_said_before_the_work(context, monkeypatch):
+    subscriptions.set_quota(context, QuotaKind.IMAGES, 0)
+    subscriptions.set_quota(context, QuotaKind.VMS, 0)
+    monkeypatch.setattr("calotype.engine.import_._take_in", lambda *_: pytest.fail("worked"))
+    with pytest.raises(QuotaExceeded, match="may have 0 images"):
+        import_image(context, ImageRequest(name="new"), Upload(location="/dev/null"), {})
+    with pytest.raises(QuotaExceeded, match="may have 0 VMs"):
+        context.catalog.require_free("VM", "new")
+
+
+# -- who it was
+
+
+def test_the_audit_names_the_principal_and_who_ran_it(context, as_):
+    carl = as_("carl", Role.OWNER)
+    carl.catalog.galleries.add(
+        Gallery(id="g", name="gallery", created_at=NOW, scope=WEB), Act("gallery.create", "x")
+    )
+    carl.system.audit.append(Act("a.pull", "for carl"))  # housekeeping is done for somebody
+    context.catalog.audit.append(Act("a.test", "of the owner"))
+    told = [entry.actor for entry in context.catalog.audit.list(3)]
+    assert told[0].split(" ")[0] != "carl"
+    assert told[1] == told[2] == f"carl through {told[0]}"
+    assert context.catalog.audit.verify() is None
+
+
+def test_evidence_names_the_principal(owner, as_, vm):
+    verify.verify_image(as_("carl", Role.CONTRIBUTOR), "image")
+    report = read_evidence(owner, owner.catalog.image("image"))
+    assert report.evidence.producer.actor.startswith("carl through ")
+
+
+# -- commands
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs a command; its status, what it printed, and what it complained of."""
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
+
+    def call(*words):
+        capsys.readouterr()
+        status = cli.run(list(words))
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    return call
+
+
+def succeeds(result):
+    status, out, err = result
+    assert status == 0, err
+    return out
+
+
+def test_the_cure_that_a_refusal_names_cures(run):
+    """From an empty installation, by commands alone."""
+    there = ("--subscription", "dev", "-g", "web")
+    succeeds(run("subscription", "create", "dev"))
+    succeeds(run("role", "assign", "bob", "Reader", *there))
+    create = ("disk", "create", "d", "--size", "1M", *there, "--as", "bob")
+    status, _, err = run(*create)
+    assert status == 11
+    assert "ERROR (AuthorizationFailed): 'bob' has not the role Contributor for disk 'd'" in err
+    succeeds(run(*shlex.split(err.split("calotype ")[1])))
+    succeeds(run(*create))
+    assert json.loads(succeeds(run("disk", "list", *there, "--as", "bob", "-o", "json")))
+    assert json.loads(succeeds(run("disk", "list", "-o", "json"))) == []
+    assert run("disk", "show", "d", *there, "--as", "eve")[0] == 3
+    assert run("disk", "show", "d", *there, "--as", "")[0] == 2
+    listed = json.loads(
+        succeeds(run("role", "list", "--subscription", "dev", "--as", "bob", "-o", "json"))
+    )
+    assert [(found["principal"], found["role"], found["group"]) for found in listed] == [
+        ("bob", "Reader", "web"),
+        ("bob", "Contributor", "web"),
+    ]
+    for found in listed:
+        succeeds(run("role", "delete", found["id"], "--subscription", "dev"))
+    assert run("disk", "show", "d", *there, "--as", "bob")[0] == 3
+
+
+def test_quotas_as_commands(run):
+    succeeds(run("subscription", "create", "dev"))
+    for kind, limit in (("bytes", "2G"), ("vms", "3"), ("vms", "none"), ("images", "0")):
+        succeeds(run("subscription", "quota", "set", kind, limit, "--subscription", "dev"))
+    out = succeeds(run("subscription", "quota", "list", "--subscription", "dev", "-o", "json"))
+    assert {q["kind"]: q["most"] for q in json.loads(out)} == {
+        "images": 0,
+        "versions": None,
+        "galleries": None,
+        "bytes": 2 * GIB,
+        "vms": None,
+    }
+    assert "2.0 GiB" in succeeds(run("subscription", "quota", "list", "--subscription", "dev"))
+    shown = json.loads(succeeds(run("subscription", "show", "dev", "-o", "json")))
+    assert shown["quotas"]["bytes"] == {"used": 0, "limit": 2 * GIB}
+    for wrong in ("-1", "x", "1.5", "9" * 30):
+        assert run("subscription", "quota", "set", "vms", wrong)[0] != 0
+    succeeds(run("subscription", "delete", "dev"))
+    assert run("subscription", "show", "dev")[0] == 3
+
+
+def test_where_a_command_works_comes_from_the_environment_too(run, monkeypatch):
+    succeeds(run("subscription", "create", "dev"))
+    monkeypatch.setenv("CALOTYPE_SUBSCRIPTION", "dev")
+    monkeypatch.setenv("CALOTYPE_RESOURCE_GROUP", "web")
+    made = json.loads(succeeds(run("disk", "create", "d", "--size", "1M", "-o", "json")))
+    assert made["scope"]["group"] == "web"
+    monkeypatch.setenv("CALOTYPE_AS", "eve")
+    assert run("disk", "list")[0] == 3  # there is no such subscription for her
+    monkeypatch.delenv("CALOTYPE_SUBSCRIPTION")
+    assert succeeds(run("disk", "list", "-o", "json")) == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("keys", "show"),
+        ("keys", "list"),
+        ("keys", "rotate"),
+        ("keys", "forget", "x"),
+        ("audit", "list"),
+        ("audit", "verify"),
+        ("store", "stats"),
+        ("store", "check"),
+        ("store", "prune"),
+        ("store", "repair"),
+        ("store", "copy", "/nowhere"),
+        ("store", "adopt"),
+        ("subscription", "create", "x"),
+        ("subscription", "delete", "default"),
+        ("subscription", "quota", "set", "vms", "1"),
+    ],
+)
+def test_commands_for_the_installations_owner(run, words):
+    succeeds(run("role", "assign", "oscar", "Owner"))
+    status, out, err = run(*words, "--as", "oscar")
+    assert (status, out) == (11, ""), err
+    assert "for the installation's owner" in err
+
+
+def commands(app, path=()):
+    """All commands, by their words."""
+    for name in app:
+        if name.startswith("-"):
+            continue
+        inner = app[name]
+        if inner.default_command is not None:
+            yield " ".join((*path, name)), inner.default_command
+        yield from commands(inner, (*path, name))
+
+
+def test_every_command_takes_as():
+    """It is one of the options that all commands share."""
+    without = {
+        words
+        for words, command in commands(cli.app)
+        if "common" not in inspect.signature(command).parameters
+    }
+    assert without == {"completion"}  # which works with nothing that belongs to anybody
