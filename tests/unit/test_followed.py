@@ -4,6 +4,7 @@ import random
 from contextlib import closing
 from dataclasses import replace
 
+import msgspec
 import pytest
 from tests.publicly import mirroring
 from tests.published import a_definition, a_version, public
@@ -308,3 +309,32 @@ def test_a_version_that_was_withdrawn_is_not_seen(follower, publisher, tree, nam
     assert followed.galleries(follower) == []
     with pytest.raises(NotFound):
         community.find(follower, name, "web")
+
+
+def test_a_gallery_that_names_a_disk_that_is_not_listed(
+    follower, publisher, tree, name, monkeypatch
+):
+    """Extraneous dependencies: what the signed list of objects does not have is not asked for."""
+    real = public_tree._Tree._packs
+
+    def without(self, *arguments):
+        return msgspec.structs.replace(real(self, *arguments), indexes={})
+
+    monkeypatch.setattr(public_tree._Tree, "_packs", without)
+    public_tree.export(publisher, str(tree))
+    with pytest.raises(Untrusted, match="the signed list of objects does not have"):
+        community.find(follower, name, "web")
+
+
+def test_a_publisher_whose_tree_is_broken(follower, publisher, tree, name, monkeypatch):
+    """Everything is signed rightly, and a disk is not the size that it is said to be."""
+    real = public_tree._Tree._disks
+
+    def larger(self, *arguments):
+        return tuple(msgspec.structs.replace(d, size=d.size + 1) for d in real(self, *arguments))
+
+    monkeypatch.setattr(public_tree._Tree, "_disks", larger)
+    public_tree.export(publisher, str(tree))
+    with pytest.raises(Untrusted, match="another size"):
+        community.find(follower, name, "web")
+    assert follower.system.find_on(Shelf.COMMUNITY, f"community/{name}/web/1.9.0") is None
