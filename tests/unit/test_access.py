@@ -4,7 +4,7 @@ import inspect
 import json
 import shlex
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -353,7 +353,7 @@ def test_a_contributor_goes_in(as_, vm):
     [
         storage.stats,
         storage.check,
-        lambda c: storage.prune(c, grace=None),
+        lambda c: storage.prune(c, grace=timedelta()),
         storage.repair,
         lambda c: storage.copy(c, "/tmp/nowhere"),
         adopt.adopt,
