@@ -12,6 +12,7 @@ from tests.unit.web import serving
 from calotype import wire
 from calotype.engine import (
     galleries,
+    machines,
     offers,
     purchase,
     references,
@@ -21,12 +22,13 @@ from calotype.engine import (
     versions,
 )
 from calotype.engine.capture import CaptureRequest, capture_vm
+from calotype.engine.export import export_image
 from calotype.engine.generalize import generalize_image
 from calotype.engine.launch import VmRequest, create_vm
 from calotype.engine.places import Managed
 from calotype.engine.roles import Where
 from calotype.engine.steps import DEFAULT
-from calotype.errors import Forbidden, InvalidInput, NotFound, PurchaseRefused
+from calotype.errors import Forbidden, InvalidInput, NotAllowed, NotFound, PurchaseRefused
 from calotype.model import (
     DEFAULT_SUBSCRIPTION,
     Caller,
@@ -292,3 +294,125 @@ def test_both_follow_an_image_to_all_that_descends(context, acme, elsewhere):
         refusal(elsewhere, image.id, "terms of plan 'acme:os:gold'", image.name)
     purchase.accept(elsewhere, "acme:os:gold")
     assert vm(elsewhere, copy.id).entitlement == "msdn"
+
+
+def sold(context, name="sold", eula="Ours.", share=None):
+    """A gallery with one version whose plan no catalogue knows."""
+    galleries.create_gallery(context, name)
+    galleries.create_definition(
+        context,
+        name,
+        "app",
+        os_type=OsType.LINUX,
+        os_state=OsState.GENERALIZED,
+        generation=Generation.V1,
+        publisher="contoso",
+        offer="app",
+        sku="gold",
+        plan=OURS,
+        eula=eula,
+    )
+    if share is not None:
+        galleries.share(context, name, add=[share])
+    made = versions.place(context, f"{name}/app/1.0.0")
+    return versions.of_image(context, made, "acme:os:free").image
+
+
+OURS = PurchasePlan("contoso", "app", "gold")
+
+
+def test_the_licence_of_a_definition_is_the_text_of_its_plan(context, acme):
+    sold(context)
+    assert purchase.terms(context, "contoso:app:gold").text == "Ours."
+
+
+def test_a_capture_does_not_change_the_terms(context, acme):
+    image = sold(context)
+    purchase.accept(context, "contoso:app:gold")
+    vm(context, image.id)
+    specialized = CaptureRequest(name="captured", os_state=OsState.SPECIALIZED, force=True)
+    assert capture_vm(context, "vm1", specialized).image.plan == OURS
+    assert purchase.terms(context, "contoso:app:gold").accepted
+    vm(context, image.id, "vm2")
+
+
+def test_whoever_names_the_plan_of_others_does_not_change_their_terms(context, acme, elsewhere):
+    image = sold(context)
+    purchase.accept(context, "contoso:app:gold")
+    sold(elsewhere, "hostile", "You owe us all.", share=DEFAULT_SUBSCRIPTION)
+    assert purchase.terms(context, "contoso:app:gold").text == "Ours."
+    vm(context, image.id)
+
+
+def test_those_with_whom_a_gallery_is_shared_are_shown_its_terms(context, acme, elsewhere):
+    image = sold(context)
+    reader = wire.build(home=context.home, caller=Caller("bob", elsewhere.scope))
+    roles.assign(elsewhere, "bob", Role.OWNER, Where())
+    with pytest.raises(NotFound):
+        purchase.terms(reader, "contoso:app:gold")
+    galleries.share(context, "sold", add=[elsewhere.scope.subscription])
+    assert purchase.accept(reader, "contoso:app:gold").text == "Ours."
+    vm(reader, image.id, "vm3")
+    specialized = CaptureRequest(name="captured", os_state=OsState.SPECIALIZED, force=True)
+    capture_vm(reader, "vm3", specialized)
+    galleries.unshare(context, "sold")
+    vm(reader, "captured", "vm4")  # whose terms were accepted, although nobody shows them any more
+    reader.close()
+
+
+def test_neither_is_left_behind_on_data_disks(context, acme, elsewhere):
+    """A system that was put on a data disk, captured with another one, and taken off again."""
+    purchase.grant(context, "msdn")
+    purchase.accept(context, "acme:os:both")
+    made = vm(context, "acme:os:both", "entitled")
+    snapshots.create(context, "snap", made.os_disk.name)
+    machines.create_disk(context, "data", source="snap")
+    free = vm(context, "acme:os:free", "carrier")
+    machines.attach(context, "carrier", "data", lun=0)
+    specialized = CaptureRequest(name="captured", os_state=OsState.SPECIALIZED, force=True)
+    captured = capture_vm(context, "carrier", specialized).image
+    snapshots.create(context, "free", free.os_disk.name)
+    galleries.create_gallery(context, "gal")
+    galleries.create_definition(
+        context,
+        "gal",
+        "web",
+        os_type=OsType.LINUX,
+        os_state=OsState.SPECIALIZED,
+        generation=Generation.V1,
+        publisher="we",
+        offer="web",
+        sku="one",
+    )
+    where = versions.place(context, "gal/web/1.0.0")
+    version = versions.of_snapshots(context, where, "free", {0: "snap"}, force=True).image
+    for image in (captured, version):
+        assert (image.plan, image.entitlement) == (PLAN, "msdn"), image.name
+        refusal(elsewhere, image.id, "entitled to 'msdn'")
+
+
+def test_disks_of_two_plans_make_no_image(context, acme):
+    image = sold(context)
+    for name in ("acme:os:terms", "contoso:app:gold"):
+        purchase.accept(context, name)
+    made = vm(context, "acme:os:terms")
+    snapshots.create(context, "snap", made.os_disk.name)
+    machines.create_disk(context, "data", source="snap")
+    vm(context, image.id, "vm2")
+    machines.attach(context, "vm2", "data", lun=0)
+    with pytest.raises(NotAllowed, match="two plans: acme:os:gold and contoso:app:gold") as refused:
+        capture_vm(context, "vm2", CaptureRequest(name="both"))
+    assert "detach" in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize("sku", ["msdn", "terms"])
+def test_what_may_not_be_used_is_not_exported(context, acme, elsewhere, tmp_path, sku):
+    """Else it would come back, uploaded, without its plan."""
+    purchase.grant(context, "msdn")
+    purchase.accept(context, "acme:os:terms")
+    vm(context, f"acme:os:{sku}")
+    target = tmp_path / "disk.raw"
+    with pytest.raises(PurchaseRefused):
+        export_image(elsewhere, f"acme:os:{sku}:1.0.0", target)
+    assert not target.exists()
+    export_image(context, f"acme:os:{sku}:1.0.0", target)

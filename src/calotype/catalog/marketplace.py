@@ -8,12 +8,21 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, case, delete, insert, select
 
 from calotype.catalog import rows
 from calotype.catalog.access import Access
 from calotype.catalog.audit import Act, append
-from calotype.catalog.tables import entitlements, images, market_catalogs, subscriptions, terms
+from calotype.catalog.tables import (
+    definitions,
+    entitlements,
+    galleries,
+    images,
+    market_catalogs,
+    subscriptions,
+    terms,
+    versions,
+)
 from calotype.errors import Conflict, Forbidden, NotFound
 from calotype.model import (
     INSTALLATION,
@@ -22,6 +31,7 @@ from calotype.model import (
     MarketCatalog,
     PurchasePlan,
     Role,
+    Sharing,
     Shelf,
 )
 
@@ -112,12 +122,25 @@ class Marketplace:
             return list(db.scalars(query.order_by(images.c.name)))
 
     def eula(self, plan: PurchasePlan) -> str | None:
-        """The licence of the newest image that has a plan; "" where it names none, ``None``: no image has."""
+        """The licence of an image that has a plan; "" where none names one, ``None``: no image has the plan.
+
+        Of the images that the caller may use, that is the newest that was pulled for the whole installation,
+        else the first that there was: whoever names the plan of others later does not change their terms.
+        """
         like = [images.c.plan[key].as_string() == text for key, text in _plan_row(plan).items()]
-        query = select(images.c.eula).where(images.c.plan.is_not(None), *like)
+        pulled = images.c.subscription == INSTALLATION
+        query = (
+            select(images)
+            .where(images.c.plan.is_not(None), *like)
+            .order_by(images.c.eula.is_(None), pulled.desc())
+            .order_by(case((pulled, images.c.created_at)).desc(), images.c.created_at, images.c.id)
+        )
         with self._read() as db:
-            row = db.execute(query.order_by(images.c.created_at.desc(), images.c.id)).first()
-        return None if row is None else row.eula or ""
+            for row in db.execute(query).mappings():
+                image = dict(row)
+                if self.access.may(db, Role.READER, images, image) or _is_public(db, image):
+                    return image["eula"] or ""
+        return None
 
     # -- terms
 
@@ -248,6 +271,17 @@ class Marketplace:
 def _of(plan: PurchasePlan) -> list[Any]:
     """The condition of being about a plan."""
     return [terms.c[name] == value for name, value in _plan_row(plan).items()]
+
+
+def _is_public(db: Connection, image: rows.Row) -> bool:
+    """Whether an image is a version in a gallery that everybody may use."""
+    query = (
+        select(versions.c.image_id)
+        .join(definitions, versions.c.definition_id == definitions.c.id)
+        .join(galleries, definitions.c.gallery_id == galleries.c.id)
+        .where(versions.c.image_id == image["id"], galleries.c.sharing == Sharing.COMMUNITY.value)
+    )
+    return db.scalar(query) is not None
 
 
 def _plan_row(plan: PurchasePlan) -> Mapping[str, str]:

@@ -4,7 +4,7 @@
 in the same transaction, so the latest version is one step in an index, however many there are.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -258,12 +258,25 @@ class Versions:
         self._require(db, Role.CONTRIBUTOR, row["definition_id"])
         return _version(db, row)
 
-    def heritage(self, image_id: str) -> tuple[PurchasePlan | None, str | None]:
-        """The plan and the entitlement that what descends from an image inherits, also when it is gone."""
-        query = select(lineage.c.plan, lineage.c.entitlement).where(lineage.c.id == image_id)
+    def heritage(self, image_ids: Collection[str]) -> tuple[PurchasePlan | None, str | None]:
+        """The plan and the entitlement that what descends from images inherits, also when they are gone.
+
+        Raises:
+            NotAllowed: they have several plans, or several entitlements.
+        """
+        query = select(lineage.c.plan, lineage.c.entitlement).where(lineage.c.id.in_(image_ids))
         with self._read() as db:
-            row = db.execute(query).first()
-            return (None, None) if row is None else (rows.to_plan(row.plan), row.entitlement)
+            found = db.execute(query).all()
+        plans = {plan for row in found if (plan := rows.to_plan(row.plan)) is not None}
+        entitlements = {row.entitlement for row in found if row.entitlement is not None}
+        named = {"plans": {f"{p.publisher}:{p.product}:{p.name}" for p in plans}}
+        for what, several in {**named, "entitlements": entitlements}.items():
+            if len(several) > 1:
+                raise NotAllowed(
+                    f"the disks come from images of two {what}: {' and '.join(sorted(several))}",
+                    hint="an image has one: detach or leave out the data disks of the other",
+                )
+        return next(iter(plans), None), next(iter(entitlements), None)
 
     def _require_free(self, db: Connection, definition_id: str, version: Version) -> None:
         owner = self._require(db, Role.CONTRIBUTOR, definition_id)

@@ -65,19 +65,18 @@ def capture_vm(
         Conflict: the place is taken.
         GuestError: ``freeze`` is ``require`` and the guest cannot be frozen.
         InvalidInput: this guest cannot be generalized.
+        NotAllowed: its disks come from images of two plans, or of two entitlements.
     """
     place = place or Managed(request.name)
     if request.generalize and request.os_state is OsState.SPECIALIZED:
         raise InvalidInput("a generalized image is not specialized", hint="leave one of them out")
     place.check(context)
-    with (
-        context.vm_lock(vm_name) as vm,
-        context.operation() as operation,
-        _moment(context, vm, operation, request) as found,
-    ):
-        disks, report, proof = _taken(context, vm, operation, request, found)
-        settled = _settled(_image(vm, place.name, request, disks, found), request, proof)
-        image = settle.admit(context, settled, place, proof, report)
+    with context.vm_lock(vm_name) as held, context.operation() as operation:
+        vm = _with_heritage(context, held)
+        with _moment(context, vm, operation, request) as found:
+            disks, report, proof = _taken(context, vm, operation, request, found)
+            settled = _settled(_image(vm, place.name, request, disks, found), request, proof)
+            image = settle.admit(context, settled, place, proof, report)
     return Captured(
         image=image,
         consistency=found.consistency,
@@ -86,6 +85,13 @@ def capture_vm(
         generalized=report,
         proof=proof,
     )
+
+
+def _with_heritage(context: Context, vm: VirtualMachine) -> VirtualMachine:
+    """The VM with the plan and the entitlement of all its disks, also of those that were attached later."""
+    sources = {disk.image_id for disk in vm.disks if disk.image_id is not None}
+    plan, entitlement = context.catalog.versions.heritage(sources)
+    return replace(vm, plan=vm.plan or plan, entitlement=vm.entitlement or entitlement)
 
 
 def _taken(

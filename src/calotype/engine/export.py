@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from calotype.disk.export import ExportFormat, azure_gate, parse_target, write
 from calotype.disk.ova_write import Machine, write_ova
-from calotype.engine import bases, references
+from calotype.engine import bases, purchase, references
 from calotype.engine.context import Context
 from calotype.engine.operation import Operation
 from calotype.errors import InvalidInput, NotFound
@@ -53,6 +53,7 @@ def export_image(
     Raises:
         InvalidInput: no format is known for that name.
         ReportRefused: the evidence report was changed by somebody.
+        PurchaseRefused: its terms were not accepted, or the subscription is not entitled to it.
         NotFound: the image has no such data disk.
         Conflict: the file exists, and ``overwrite`` is not set.
     """
@@ -61,6 +62,7 @@ def export_image(
         raise NotFound(f"there is no directory '{target.parent}'")
     with context.operation() as operation:
         image = references.find(context, name)
+        purchase.require(context, image)  # uploaded again, it would be rid of its plan
         evidence = _evidence(context, image, target, overwrite=overwrite) if report else None
         if wanted == _OVA:
             exported = _export_ova(context, operation, image, target, overwrite=overwrite)

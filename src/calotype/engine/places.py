@@ -153,6 +153,7 @@ class InGallery:
             scope=self.definition.scope,
             shelf=Shelf.GALLERY,
             plan=image.plan or self.definition.plan,
+            eula=image.eula or self.definition.eula,
             recommended=Recommended(
                 vcpus=size.vcpus or self.definition.vcpus.min,
                 memory=size.memory or self.definition.memory.min,

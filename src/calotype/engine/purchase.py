@@ -75,13 +75,14 @@ def _require_accepted(context: Context, image: Image, plan: PurchasePlan) -> Non
     if accepted is None:
         raise PurchaseRefused(
             f"the terms of plan '{_name(plan)}' were not accepted for this subscription; image "
-            f"'{image.name}' makes VMs only after that",
+            f"'{image.name}' is to be had only after that",
             hint=cure,
         )
-    if accepted.digest != digest(_text(context, offers.load(context, ask=False), plan)):
+    text = _text(context, offers.load(context, ask=False), plan)
+    if text is not None and accepted.digest != digest(text):
         raise PurchaseRefused(
             f"the terms of plan '{_name(plan)}' were changed since {accepted.principal} accepted them on "
-            f"{accepted.accepted_at:%Y-%m-%d}; image '{image.name}' makes VMs only after they are again",
+            f"{accepted.accepted_at:%Y-%m-%d}; image '{image.name}' is to be had only after they are again",
             hint=cure,
         )
 
@@ -97,7 +98,7 @@ def terms(context: Context, text: str) -> Terms:
     """
     known = offers.load(context)
     plan = _plan(context, known, text)
-    shown = _text(context, known, plan)
+    shown = _text(context, known, plan) or f"Plan {_name(plan)}: no text is known."
     acceptance = context.catalog.marketplace.acceptance(plan)
     return Terms(plan=plan, text=shown, digest=digest(shown), acceptance=acceptance)
 
@@ -148,7 +149,7 @@ def _plan(context: Context, known: Offers, text: str) -> PurchasePlan:
     named = PurchasePlan(urn.publisher, urn.offer, urn.sku)
     if any(offer.purchase_plan == named for offer in known.catalogue):
         return named
-    if context.system.marketplace.eula(named) is not None:
+    if context.catalog.marketplace.eula(named) is not None:
         return named
     found = known.find(urn)
     if found.purchase_plan is None:
@@ -156,12 +157,12 @@ def _plan(context: Context, known: Offers, text: str) -> PurchasePlan:
     return found.purchase_plan
 
 
-def _text(context: Context, known: Offers, plan: PurchasePlan) -> str:
-    """The terms of a plan today: its catalogue's, else those of the newest image that has it."""
+def _text(context: Context, known: Offers, plan: PurchasePlan) -> str | None:
+    """The terms of a plan today: its catalogue's, else those of an image that has it; ``None``: unknown."""
     for offer in known.catalogue:
         if offer.plan is not None and offer.purchase_plan == plan:
             return offer.plan.terms
-    return context.system.marketplace.eula(plan) or f"Plan {_name(plan)}: no text is known."
+    return context.catalog.marketplace.eula(plan) or None
 
 
 def _name(plan: PurchasePlan) -> str:

@@ -293,9 +293,8 @@ def _of_snapshots(
 
     wanted = where.definition
     proof = look.prove_index(context, first.index)
-    plan, entitlement = None, None
-    if first.image_id is not None:
-        plan, entitlement = context.catalog.versions.heritage(first.image_id)
+    sources = {one.image_id for one in (first, *others.values()) if one.image_id is not None}
+    plan, entitlement = context.catalog.versions.heritage(sources)
     image = Image(
         id=names.new_id(),
         name=where.name,
