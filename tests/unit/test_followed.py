@@ -18,7 +18,6 @@ from calotype.engine.lifecycle import turn
 from calotype.engine.publisher import Publisher
 from calotype.engine.usable import require_usable
 from calotype.errors import (
-    CalotypeError,
     Conflict,
     InvalidInput,
     NotAllowed,
@@ -218,8 +217,9 @@ def test_a_root_that_was_pinned(tmp_path, mirror, publisher):
 
 def test_addresses_inside_are_not_reached(tmp_path, mirror):
     context = new_home(tmp_path, "other")
-    with pytest.raises(CalotypeError, match="not public"):
+    with pytest.raises(InvalidInput, match="not public") as caught:
         followed.add(context, mirror.url)
+    assert "--allow-address" in str(caught.value.hint)
     context.close()
 
 

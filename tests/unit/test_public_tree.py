@@ -251,6 +251,8 @@ def test_stolen_keys_are_replaced_and_followers_go_on(tmp_path, publisher, tree)
         assert done.fingerprint == fingerprint  # what people compare is of the root's keys
         left = {path.read_bytes() for path in keys.root_directory.parent.glob("*.pem")}
         assert not stolen & left
+        with pytest.raises(Conflict, match="keys were changed"):
+            public_tree.refresh(publisher, str(tree))
         public_tree.export(publisher, str(tree))
         client(tmp_path, server, publisher).refresh()
 

@@ -16,6 +16,7 @@ from calotype.cli.text import size as show_size
 from calotype.engine import followed as engine
 from calotype.engine import public_tree, references
 from calotype.engine.followed import Followed
+from calotype.engine.public_tree import Refreshed
 from calotype.engine.publisher import Publisher
 from calotype.engine.serve import TreeServer
 from calotype.errors import InvalidInput
@@ -72,7 +73,7 @@ def export(
         context.catalog.communities.require_owner()
         if refresh:
             renewed = public_tree.refresh(context, target, lifetimes=lifetimes)
-            emit(common, renewed)
+            _emit_renewed(common, renewed)
             return
         done = public_tree.export(
             context,
@@ -128,6 +129,8 @@ def rotate(
             roles, root_keys=root_keys, threshold=threshold, extra=root_key
         )
         emit(common, done)
+        if for_people(common):
+            print("calotype community export shows the new root to those who follow")
 
 
 def serve(
@@ -297,6 +300,15 @@ def _emit_followed(common: Common | None, done: Followed) -> None:
         }
     emit(common, shown)
     for warning in (*done.warnings, *done.refused.values()):
+        say("warning", warning)
+
+
+def _emit_renewed(common: Common | None, renewed: Refreshed) -> None:
+    if not for_people(common):
+        emit(common, renewed)
+        return
+    emit(common, {"target": renewed.target, "renew before": plain(renewed.expires_at)[:16]})
+    for warning in renewed.warnings:
         say("warning", warning)
 
 

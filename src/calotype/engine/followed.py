@@ -215,7 +215,7 @@ def _first_root(mirrors: Sequence[HttpMirror], wanted: str | None) -> bytes:
         try:
             data = mirror.get(f"{metadata.METADATA}root.json", MAX_ROOT)
             there = metadata.fingerprint(metadata.read_root(data, f"the root at {mirror.name}"))
-        except CalotypeError as error:
+        except (Untrusted, NotFound, StoreUnavailable) as error:
             problems.append(error)
             continue
         if pinned in (None, there):
@@ -229,7 +229,8 @@ def _first_root(mirrors: Sequence[HttpMirror], wanted: str | None) -> bytes:
             told, hint="ask the publisher, over another way, for the address and the fingerprint"
         )
     raise StoreUnavailable(
-        f"there is no public tree: {told}", hint="the URL is that of the directory with metadata/"
+        f"there is no public tree: {told}",
+        hint="the URL is that of the directory that holds metadata/; is its server up?",
     )
 
 

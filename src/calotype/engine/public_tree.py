@@ -134,6 +134,11 @@ def refresh(context: Context, target: str, *, lifetimes: Lifetimes | None = None
                 f"nothing was exported to '{target}' from here",
                 hint=f"calotype community export {target}",
             )
+        if objects.get(_ROOT) != publisher.roots[-1]:
+            raise Conflict(
+                f"the keys were changed after the last export to '{target}'",
+                hint=f"calotype community export {target} shows the new root",
+            )
         data = path.read_bytes()
         snapshot = Metadata[Snapshot].from_bytes(data).signed
         expires = _put_timestamp(objects, publisher, snapshot.version, data)
