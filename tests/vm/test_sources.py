@@ -12,7 +12,7 @@ DEMO = Path(__file__).parents[2] / "scripts" / "demo_sources.py"
 
 
 def test_from_an_empty_installation_to_a_vm_in_another_one(tiny):
-    argv = [sys.executable, DEMO, "--tiny"]
+    argv = [sys.executable, str(DEMO), "--tiny"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "NOT" not in done.stdout

@@ -19,7 +19,7 @@ Transaction = Callable[[], AbstractContextManager[Connection]]
 
 
 class RestorePoints:
-    """The restore points in a catalogue; each method is one transaction. They are their VM's: so are its roles."""
+    """The restore points in a catalogue, under the roles of their VMs; each method is one transaction."""
 
     def __init__(self, read: Transaction, write: Transaction, access: Access) -> None:
         """Use the database whose transactions ``read`` and ``write`` begin."""
