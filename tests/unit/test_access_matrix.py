@@ -292,6 +292,9 @@ MATRIX: dict[str, Entry] = {
     ),
     "Catalog.delete_image": Entry(C, lambda c, s: c.delete_image(image(s).id)),
     "Catalog.add_vm": Entry(C, lambda c, s: c.add_vm(machine(s, "new")), makes=True),
+    "Catalog.add_vm without disks": Entry(
+        C, lambda c, s: c.add_vm(replace(machine(s, "new"), disks=())), makes=True
+    ),
     "Catalog.update_vm": Entry(C, lambda c, s: c.update_vm(machine(s).id, deallocated=True)),
     "Catalog.delete_vm": Entry(
         C, lambda c, s: c.delete_vm(machine(s).id, delete_disks=[machine(s).os_disk.id])
@@ -517,6 +520,18 @@ def dump(catalog: Catalog) -> list[object]:
     with catalog._database.engine.connect() as db:
         names = db.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars()
         return [db.exec_driver_sql(f'SELECT * FROM "{name}"').fetchall() for name in list(names)]
+
+
+def test_what_joins_two_needs_the_role_for_both(fresh):
+    catalog, own, other = caller(fresh(), C), PLACES["own"], PLACES["other group"]
+    for join in (
+        lambda: catalog.attach_disk(disk(own, "loose").id, machine(other).id, 5),
+        lambda: catalog.attach_disk(disk(other, "loose").id, machine(own).id, 5),
+        lambda: catalog.add_disk(disk(own, "new", machine(other).id, 5)),
+        lambda: catalog.snapshots.add(snapshot(own, "new"), disk(other, "loose")),
+    ):
+        with pytest.raises(NotFound):
+            join()
 
 
 @pytest.mark.parametrize("name", [name for name, entry in MATRIX.items() if entry.whole])

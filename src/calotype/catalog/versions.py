@@ -247,6 +247,7 @@ class Versions:
         """The deleted versions of a definition whose time to come back is over."""
         here = versions.c.definition_id == definition_id
         with self._read() as db:
+            self._require(db, Role.READER, definition_id)
             found = db.execute(_joined().where(here, versions.c.purge_at <= now)).mappings().all()
             return [_version(db, row) for row in found]
 
