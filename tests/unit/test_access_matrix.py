@@ -524,13 +524,18 @@ def dump(catalog: Catalog) -> list[object]:
 
 def test_what_joins_two_needs_the_role_for_both(fresh):
     catalog, own, other = caller(fresh(), C), PLACES["own"], PLACES["other group"]
-    for join in (
+    joins = (
         lambda: catalog.attach_disk(disk(own, "loose").id, machine(other).id, 5),
         lambda: catalog.attach_disk(disk(other, "loose").id, machine(own).id, 5),
         lambda: catalog.add_disk(disk(own, "new", machine(other).id, 5)),
         lambda: catalog.snapshots.add(snapshot(own, "new"), disk(other, "loose")),
-    ):
+    )
+    for join in joins:
         with pytest.raises(NotFound):
+            join()
+    catalog.of(Caller()).roles.assign(replace(assignment(other, WHO, R), id="reads"), ACT)
+    for join in joins:
+        with pytest.raises(Forbidden):
             join()
 
 
