@@ -10,11 +10,14 @@ from tests.used_vm import digest_of, os_disk
 
 from calotype.catalog.tables import images as table
 from calotype.catalog.tables import lineage
-from calotype.engine import bases, boottest, images, lifecycle, machines, storage, usable
+from calotype.engine import bases, boottest, images, launch, lifecycle, machines, storage, usable
 from calotype.engine import versions as publishing
+from calotype.engine.generalize import generalize_image
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
+from calotype.engine.places import Managed
 from calotype.engine.sources import Upload
+from calotype.engine.steps import DEFAULT
 from calotype.errors import Conflict, Forbidden, GuestError, InvalidInput, NotAllowed, NotFound
 from calotype.model import (
     Caller,
@@ -505,3 +508,46 @@ def test_vms_of_purged_versions_go_on_working(context, tmp_path, gallery):
     assert digest_of(context, vm.os_disk) == before
     machines.delete(context, "vm")
     assert made.os_disk.index not in set(context.repository.indexes())
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda c, v: lifecycle.delete(c, v.id, force=True), "was deleted"),
+        (lambda c, v: lifecycle.delete(c, v.id, force=True, purge=True), "was deleted meanwhile"),
+        (lambda c, v: lifecycle.turn(c, v.id, Lifecycle.REVOKED), "was revoked"),
+        (lambda c, v: lifecycle.turn(c, v.id, Lifecycle.OBSOLETE), "is obsolete"),
+    ],
+)
+def test_what_goes_while_a_vm_is_made_of_it_makes_none(
+    context, tmp_path, gallery, monkeypatch, act, words
+):
+    """To fetch its base may take minutes."""
+    new_definition(context, gallery, generation=Generation.V1)
+    disk = os_disk(tmp_path / "os.raw")
+    request = ImageRequest(name="img", os_state=OsState.GENERALIZED, force=True)
+    made = import_image(context, request, Upload(location=str(disk)), {}).image
+    version = publishing.of_image(context, publishing.place(context, "gal/web/1.0.0"), "img")
+    make_files = launch._make_files
+
+    def slowly(*arguments):
+        act(context, version)
+        make_files(*arguments)
+
+    monkeypatch.setattr(launch, "_make_files", slowly)
+    wanted = VmRequest(name="vm", image=version.id, start=False)
+    message, hint = refusal((NotFound, NotAllowed), create_vm, context, wanted)
+    assert words in message
+    assert hint
+    assert context.catalog.list_vms() == []
+    assert list(context.home.vms.iterdir()) == []
+    assert context.catalog.image(made.id)
+
+
+def test_a_generalized_copy_is_no_way_around_the_life_of_a_version(context, web):
+    version = publish(context, web, "1.0.0")
+    lifecycle.turn(context, version.reference, Lifecycle.OBSOLETE)
+    message, _hint = refusal(
+        NotAllowed, generalize_image, context, version.reference, Managed("copy"), DEFAULT
+    )
+    assert "is obsolete" in message

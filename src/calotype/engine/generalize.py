@@ -8,7 +8,7 @@ from pathlib import Path
 
 from calotype.disk.served import served
 from calotype.disk.view import NbdSource, writable
-from calotype.engine import look, names, references, settle
+from calotype.engine import lifecycle, look, names, references, settle
 from calotype.engine.context import Context
 from calotype.engine.moment import moment
 from calotype.engine.places import Place
@@ -40,12 +40,13 @@ def generalize_image(
 
     Raises:
         Conflict: the place is taken.
-        NotAllowed: the source is generalized.
+        NotAllowed: the source is generalized, obsolete, revoked, or not for this region.
         GuestError: its guest cannot be generalized, or a check found that something is left.
     """
     place.check(context)
     with context.operation() as operation:
         image = references.find(context, source)
+        lifecycle.warnings_of(context, image)
         _require_specialized(image)
         overlay = operation.directory / "generalized.qcow2"
         with _served(context, image, operation.directory) as stored:

@@ -85,6 +85,7 @@ def create_vm(context: Context, request: VmRequest) -> VirtualMachine:
             _make_files(context, vm, request)
             with context.lock(f"vm-{vm.id}"):  # nobody else starts or deletes it before we are done
                 with context.lock("launch"):  # two commands must not choose the same port or uid
+                    require_usable(context, image)  # it may have been revoked or deleted meanwhile
                     vm = _placed(context, vm, request)
                     context.catalog.add_vm(vm, allow_second=request.allow_duplicate_identity)
                 if request.start:

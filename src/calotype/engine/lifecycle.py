@@ -71,7 +71,12 @@ def warnings_of(context: Context, image: Image) -> tuple[str, ...]:
         raise _revoked(image, revoked)
     if image.shelf is not Shelf.GALLERY:
         return ()
-    version = context.system.versions.of_image(image.id)
+    try:
+        version = context.system.versions.of_image(image.id)
+    except NotFound:
+        raise NotFound(
+            f"'{image.name}' was deleted meanwhile", hint="use another version"
+        ) from None
     _require_alive(version)
     instead = _instead(context, version)
     if version.state is Lifecycle.OBSOLETE:
