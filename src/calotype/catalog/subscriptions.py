@@ -25,6 +25,7 @@ from calotype.model import (
     Role,
     RoleAssignment,
     Scope,
+    Shelf,
     Subscription,
 )
 
@@ -215,13 +216,20 @@ class Roles:
         Raises:
             NotFound: there is none that the caller may see.
             Conflict: several kinds of resources have that name here.
+            NotAllowed: it is a version in a gallery.
         """
         with self._read() as db:
-            found = [
-                (row["id"], kind, Scope(row["subscription"], row["resource_group"]))
-                for kind in RESOURCES
-                if (row := self._seen(db, kind, name_or_id)) is not None
-            ]
+            seen = [(kind, self._seen(db, kind, name_or_id)) for kind in RESOURCES]
+        found = []
+        for kind, row in seen:
+            if row is None:
+                continue
+            if row.get("shelf") == Shelf.GALLERY.value:
+                raise NotAllowed(
+                    f"'{row['name']}' is a version in a gallery, and has the gallery's roles",
+                    hint="calotype role assign PRINCIPAL ROLE --resource GALLERY",
+                )
+            found.append((row["id"], kind, Scope(row["subscription"], row["resource_group"])))
         if not found:
             raise missing("resource", name_or_id)
         if len(found) > 1:

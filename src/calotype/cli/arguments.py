@@ -1,5 +1,6 @@
 """Arguments that several commands read in one way."""
 
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from calotype.errors import InvalidInput
+from calotype.units import one_line
 
 #: For a file name that may be ``-``: standard input.
 StdinPath = Annotated[str, Parameter(allow_leading_hyphen=True)]
@@ -43,9 +45,10 @@ def by_lun(texts: Iterable[str]) -> dict[int, str]:
     found: dict[int, str] = {}
     for text in texts:
         lun, separator, name = text.partition("=")
-        if not separator or not lun.isdecimal() or not 0 <= int(lun) <= MAX_LUN:
+        if not separator or re.fullmatch("[0-9]{1,2}", lun) is None or int(lun) > MAX_LUN:
             raise InvalidInput(
-                f"'{text}' is not LUN=NAME", hint="such as 0=data.vhd; LUNs are 0 to 63"
+                f"'{one_line(text, 200)}' is not LUN=NAME",
+                hint="such as 0=data.vhd; LUNs are 0 to 63",
             )
         if int(lun) in found:
             raise InvalidInput(

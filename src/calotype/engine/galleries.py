@@ -341,7 +341,7 @@ def _require_range(what: str, wanted: Range) -> None:
 def _require_retention(retention: Retention) -> None:
     for what, number in (("versions", retention.keep), ("days", retention.days)):
         if number is not None and not 1 <= number <= 1_000_000:
-            raise InvalidInput(f"{number} {what} cannot be kept", hint="1 or more")
+            raise InvalidInput(f"{number} {what} cannot be kept", hint="1 to 1000000")
 
 
 def _require_recipe(name: str) -> None:

@@ -35,11 +35,11 @@ def delete(context: Context, name: str, *, force: bool = False) -> Deletion:
         Conflict: VMs were made from it, and ``force`` is not set.
         NotAllowed: it is a version in a gallery, which has rules of its own.
     """
-    pulled = _pulled(context, name)
-    if pulled is None and "/" in name:
+    known = _pulled(context, name) or references.by_azures_id(context, name)
+    if known is None and "/" in name:
         raise _in_gallery(references.find_version(context, name, deleted=True).image)
     with context.operation():
-        image = context.catalog.image(pulled.id if pulled else name, Role.CONTRIBUTOR)
+        image = context.catalog.image(known.id if known else name, Role.CONTRIBUTOR)
         if image.shelf is Shelf.GALLERY:
             raise _in_gallery(image)
         vms = context.catalog.vms_of_image(image.id)

@@ -57,12 +57,24 @@ def find(context: Context, text: str) -> Image:
         from calotype.engine import community  # noqa: PLC0415 (few references lead there)
 
         return community.find(context, public.gallery, public.definition, version(public.version))
-    if (match := _IMAGE_ID.fullmatch(text)) is not None:
-        subscription, group, name = match.groups()
-        return context.catalog.image_at(Scope(subscription, group), name)
+    if (own := by_azures_id(context, text)) is not None:
+        return own
     if "/" in text:
         return find_version(context, text).image
     return _named(context, text)
+
+
+def by_azures_id(context: Context, text: str) -> Image | None:
+    """The image that stands by itself and that ``/subscriptions/…/images/NAME`` means; ``None``: no such id.
+
+    Raises:
+        NotFound: there is no such image.
+    """
+    match = _IMAGE_ID.fullmatch(text)
+    if match is None:
+        return None
+    subscription, group, name = match.groups()
+    return context.catalog.image_at(Scope(subscription, group), name)
 
 
 def find_version(context: Context, text: str, *, deleted: bool = False) -> ImageVersion:

@@ -136,11 +136,14 @@ def retain(context: Context, reference: str | None, *, dry_run: bool = False) ->
 def every_definition(context: Context) -> Iterator[ImageDefinition]:
     """All definitions in the caller's group."""
     galleries = context.catalog.galleries
-    for gallery in galleries.list():
-        after: str | None = None
-        while page := galleries.definitions(gallery.id, limit=_PAGE, after=after):
-            yield from page
-            after = page[-1].name
+    last: tuple[str, ...] = ()
+    while several := galleries.list(limit=_PAGE, after=last):
+        for gallery in several:
+            after: str | None = None
+            while page := galleries.definitions(gallery.id, limit=_PAGE, after=after):
+                yield from page
+                after = page[-1].name
+        last = (several[-1].name,)
 
 
 def _retain(context: Context, definition: ImageDefinition, *, dry_run: bool) -> Retained:
