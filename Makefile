@@ -2,6 +2,8 @@
 
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
+# As many at once as there are processors; the tests of one file share what it made.
+PARALLEL := -n auto --dist loadfile
 # Some environments switch byte code off, which makes every start several times slower.
 unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
@@ -24,13 +26,13 @@ demo-sources: setup ## The three sources of images: marketplace, gallery, commun
 	@$(PYTHON) scripts/demo_sources.py
 
 test: lint servers ## Lint, types, import order; unit, contract and VM tests
-	@$(PYTHON) -m pytest tests/unit tests/contract tests/windows tests/vm
+	@$(PYTHON) -m pytest $(PARALLEL) tests/unit tests/contract tests/windows tests/vm
 
 test-unit: servers ## The tests without guests
-	@$(PYTHON) -m pytest tests/unit tests/contract tests/windows
+	@$(PYTHON) -m pytest $(PARALLEL) tests/unit tests/contract tests/windows
 
 test-vm: setup ## The tests with real guests
-	@$(PYTHON) -m pytest tests/vm
+	@$(PYTHON) -m pytest $(PARALLEL) tests/vm
 
 lint: setup ## Style, types, import order
 	@.venv/bin/ruff check --quiet

@@ -8,6 +8,7 @@ from tests.disks import BytesDisk
 from calotype.disk.base import Extent
 from calotype.store import MemoryStore, Repository
 from calotype.store.chunking import Chunking
+from calotype.store.digest import Domain
 
 MIB = 1 << 20
 
@@ -28,10 +29,10 @@ def content() -> bytes:
 
 
 @pytest.fixture
-def repository(monkeypatch):
+def repository():
     """One whose domain has a known key."""
-    monkeypatch.setattr("secrets.token_hex", lambda n: "5c" * n)
-    return Repository.create(MemoryStore(), chunking=Chunking(region=4 * MIB))
+    domain = Domain("default", bytes([0x5C]) * 32)
+    return Repository.create(MemoryStore(), chunking=Chunking(region=4 * MIB), domain=domain)
 
 
 def test_a_disk(repository):

@@ -260,15 +260,6 @@ def test_what_does_not_start_fails_in_time_and_in_words(
     assert_nothing_left(cli)
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C reaches the commands of a test also where it was started in the background by a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_whoever_stops_it_finds_nothing_left(cli, image, number):
     before = stage(cli, image)
