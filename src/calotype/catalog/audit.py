@@ -9,19 +9,17 @@ import hashlib
 import json
 import os
 import pwd
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, insert, select
 
-from calotype.catalog.access import Access
+from calotype.catalog.part import Part
 from calotype.catalog.tables import audit
 from calotype.errors import CalotypeError, InvalidInput
-
-Transaction = Callable[[], AbstractContextManager[Connection]]
 
 #: What the first entry has for the digest before it.
 GENESIS = "0" * 64
@@ -96,14 +94,8 @@ def append(db: Connection, act: Act) -> Head:
     return Head(number + 1, digest)
 
 
-class Audit:
+class Audit(Part):
     """The audit of a catalogue."""
-
-    def __init__(self, read: Transaction, write: Transaction, access: Access) -> None:
-        """Use the database whose transactions ``read`` and ``write`` begin."""
-        self._read = read
-        self._write = write
-        self._access = access
 
     def append(self, act: Act) -> Head:
         """Add an entry in a transaction of its own (see :func:`append`); everybody's acts are recorded."""

@@ -484,12 +484,12 @@ class Catalog:
     @cached_property
     def versions(self) -> Versions:
         """Image versions."""
-        return Versions(self._read, self._write, self.galleries)
+        return Versions(self._read, self._write, self.access)
 
     @cached_property
     def community(self) -> Community:
         """Public galleries, and what people report of them."""
-        return Community(self._read, self._write, self.galleries)
+        return Community(self._read, self._write, self.access)
 
     @cached_property
     def communities(self) -> Communities:
@@ -499,12 +499,12 @@ class Catalog:
     @cached_property
     def replicas(self) -> Replicas:
         """Where versions are."""
-        return Replicas(self._read, self._write, self.galleries)
+        return Replicas(self._read, self._write, self.access)
 
     @cached_property
     def lineage(self) -> Lineage:
         """What descends from what, and was revoked."""
-        return Lineage(self._read, self.access)
+        return Lineage(self._read, self._write, self.access)
 
     @cached_property
     def marketplace(self) -> Marketplace:

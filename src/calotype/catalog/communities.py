@@ -1,28 +1,19 @@
 """Other installations that are followed; for the installation's owner to change."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
-from calotype.catalog.access import Access
 from calotype.catalog.audit import Act, append
 from calotype.catalog.lineage import mark_revoked
+from calotype.catalog.part import Part
 from calotype.catalog.tables import communities
 from calotype.errors import Conflict, Forbidden, NotFound
 from calotype.model import FollowedCommunity
 
-Transaction = Callable[[], AbstractContextManager[Connection]]
 
-
-class Communities:
+class Communities(Part):
     """The followed installations in a catalogue; each method is one transaction."""
-
-    def __init__(self, read: Transaction, write: Transaction, access: Access) -> None:
-        """Use the database whose transactions ``read`` and ``write`` begin."""
-        self._read = read
-        self._write = write
-        self._access = access
 
     def require_owner(self) -> None:
         """Refuse whoever does not own the installation.

@@ -1,27 +1,19 @@
 """Public galleries by their names, and what people report of them."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, insert, select
 
 from calotype.catalog.audit import Act, append
-from calotype.catalog.galleries import Galleries, to_gallery
+from calotype.catalog.galleries import to_gallery
+from calotype.catalog.part import Part
 from calotype.catalog.tables import community_reports, galleries
 from calotype.model import CommunityReport, Gallery, ReportCategory, Role
 
-Transaction = Callable[[], AbstractContextManager[Connection]]
 
-
-class Community:
+class Community(Part):
     """The community's side of a catalogue; each method is one transaction."""
-
-    def __init__(self, read: Transaction, write: Transaction, galleries: Galleries) -> None:
-        """Use the database whose transactions ``read`` and ``write`` begin."""
-        self._read = read
-        self._write = write
-        self._galleries = galleries
 
     def require_owner(self, gallery_id: str) -> None:
         """Refuse whoever does not own a gallery.
@@ -30,8 +22,7 @@ class Community:
             NotFound, Forbidden: there is none, or the caller has not the role.
         """
         with self._read() as db:
-            row = self._galleries.row(db, gallery_id)
-            self._galleries.access.require(db, Role.OWNER, row, f"gallery '{row['name']}'")
+            self._access.find(db, "gallery", gallery_id, Role.OWNER)
 
     def bearer(self, public_name: str) -> Gallery | None:
         """The gallery that has this public name, also when it was withdrawn: names never change hands."""
@@ -71,11 +62,10 @@ class Community:
             return found
 
     def _owns(self, db: Connection, public_name: str) -> bool:
-        access = self._galleries.access
-        if access.unlimited:
+        if self._access.unlimited:
             return True
         row = _bearer(db, public_name)
-        return row is not None and access.has(db, Role.OWNER, row)
+        return row is not None and self._access.has(db, Role.OWNER, row)
 
 
 def _bearer(db: Connection, public_name: str) -> dict[str, Any] | None:

@@ -1,14 +1,13 @@
 """Galleries and image definitions; whoever may read a gallery may read what is in it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, exists, func, insert, select, tuple_, update
+from sqlalchemy import Connection, delete, exists, func, insert, select, tuple_, update
 
 from calotype.catalog import quotas, rows
-from calotype.catalog.access import Access
 from calotype.catalog.audit import Act, append
+from calotype.catalog.part import Part
 from calotype.catalog.tables import definitions, galleries, gallery_subscriptions, versions
 from calotype.errors import Conflict, NotFound
 from calotype.model import (
@@ -23,21 +22,12 @@ from calotype.model import (
     Range,
     Retention,
     Role,
-    Scope,
     Sharing,
 )
 
-Transaction = Callable[[], AbstractContextManager[Connection]]
 
-
-class Galleries:
+class Galleries(Part):
     """The galleries in a catalogue, and their definitions; each method is one transaction."""
-
-    def __init__(self, read: Transaction, write: Transaction, access: Access) -> None:
-        """Use the database whose transactions ``read`` and ``write`` begin."""
-        self._read = read
-        self._write = write
-        self.access = access
 
     # -- galleries
 
@@ -59,7 +49,7 @@ class Galleries:
         }
         with self._write() as db:
             what = f"gallery '{gallery.name}'"
-            self.access.require_in(db, Role.CONTRIBUTOR, gallery.scope, what)
+            self._access.require_in(db, Role.CONTRIBUTOR, gallery.scope, what)
             mine = galleries.c.subscription == gallery.scope.subscription
             same = select(galleries.c.resource_group).where(mine, galleries.c.name == gallery.name)
             if (group := db.scalar(same)) is not None:
@@ -78,7 +68,7 @@ class Galleries:
             NotFound: there is none, or the caller may not read it.
         """
         with self._read() as db:
-            return to_gallery(db, self.row(db, name_or_id))
+            return to_gallery(db, self._access.find(db, "gallery", name_or_id))
 
     def at(self, subscription: str, name: str, group: str | None = None) -> Gallery:
         """The gallery of that name in a subscription, and in that group of it; case does not matter.
@@ -91,7 +81,7 @@ class Galleries:
             where.append(galleries.c.resource_group.collate("NOCASE") == group)
         with self._read() as db:
             row = db.execute(select(galleries).where(*where)).mappings().first()
-            if row is None or not self.access.may(db, Role.READER, galleries, dict(row)):
+            if row is None or not self._access.may(db, Role.READER, galleries, dict(row)):
                 raise NotFound(
                     f"there is no gallery '{name}' in subscription '{subscription}'",
                     hint="or you may not see it; calotype gallery list --shared shows what others share",
@@ -133,12 +123,10 @@ class Galleries:
                 where = galleries.c.sharing == Sharing.COMMUNITY.value
                 order = (galleries.c.public_name,)
             elif shared:
-                where = self.access.shared(db)
+                where = self._access.shared(db)
                 order = (galleries.c.subscription, galleries.c.name)
             else:
-                where = self.access.visible(db, galleries)
-                for condition in _in(galleries, self.access.caller.scope):
-                    where &= condition
+                where = self._access.here(galleries) & self._access.visible(db, galleries)
             if after:
                 where &= tuple_(*order) > tuple_(*after)
             query = select(galleries).where(where).order_by(*order).limit(limit)
@@ -152,10 +140,10 @@ class Galleries:
             Conflict: the public name is taken.
         """
         with self._write() as db:
-            row = self.row(db, gallery.id)
+            row = self._access.find(db, "gallery", gallery.id)
             if _sharing(to_gallery(db, row)) != _sharing(gallery):
                 role = Role.OWNER
-            self.access.require(db, role, row, f"gallery '{row['name']}'")
+            self._access.require(db, role, row, f"gallery '{row['name']}'")
             values = {**_changeable(gallery), "soft_delete_days": gallery.soft_delete_days}
             db.execute(update(galleries).where(galleries.c.id == gallery.id).values(**values))
             mine = gallery_subscriptions.c.gallery_id == gallery.id
@@ -172,8 +160,7 @@ class Galleries:
             Conflict: there are definitions in it.
         """
         with self._write() as db:
-            row = self.row(db, gallery_id)
-            self.access.require(db, Role.CONTRIBUTOR, row, f"gallery '{row['name']}'")
+            row = self._access.find(db, "gallery", gallery_id, Role.CONTRIBUTOR)
             inside = select(definitions.c.name).where(definitions.c.gallery_id == gallery_id)
             if (left := db.scalar(inside.limit(1))) is not None:
                 raise Conflict(
@@ -193,8 +180,7 @@ class Galleries:
             Conflict: its name, or its publisher, offer and SKU, are taken in the gallery.
         """
         with self._write() as db:
-            row = self.row(db, definition.gallery_id)
-            self.access.require(db, Role.CONTRIBUTOR, row, f"gallery '{row['name']}'")
+            row = self._access.find(db, "gallery", definition.gallery_id, Role.CONTRIBUTOR)
             mine = definitions.c.gallery_id == definition.gallery_id
             if db.scalar(select(func.count()).where(mine, definitions.c.name == definition.name)):
                 raise Conflict(
@@ -223,7 +209,7 @@ class Galleries:
             NotFound: there is no such gallery or definition.
         """
         with self._read() as db:
-            owner = self.row(db, gallery)
+            owner = self._access.find(db, "gallery", gallery)
             here = (definitions.c.gallery_id == owner["id"], definitions.c.name == name)
             row = db.execute(select(definitions).where(*here)).mappings().first()
             if row is None:
@@ -244,14 +230,14 @@ class Galleries:
             found = row.mappings().first()
             if found is None:
                 raise NotFound(f"there is no image definition '{definition_id}'")
-            return to_definition(dict(found), self.row(db, found["gallery_id"]))
+            return to_definition(dict(found), self._access.find(db, "gallery", found["gallery_id"]))
 
     def definitions(
         self, gallery: str, *, limit: int = 1000, after: str | None = None
     ) -> Sequence[ImageDefinition]:
         """A page of a gallery's definitions by name, those after the name ``after``."""
         with self._read() as db:
-            owner = self.row(db, gallery)
+            owner = self._access.find(db, "gallery", gallery)
             query = select(definitions).where(definitions.c.gallery_id == owner["id"])
             if after is not None:
                 query = query.where(definitions.c.name > after)
@@ -261,8 +247,7 @@ class Galleries:
     def update_definition(self, definition: ImageDefinition, act: Act) -> None:
         """Change what can change of a definition; what cannot is the engine's to refuse."""
         with self._write() as db:
-            row = self.row(db, definition.gallery_id)
-            self.access.require(db, Role.CONTRIBUTOR, row, f"gallery '{row['name']}'")
+            row = self._access.find(db, "gallery", definition.gallery_id, Role.CONTRIBUTOR)
             values = _definition_row(definition)
             mine = definitions.c.gallery_id == row["id"]
             here = update(definitions).where(definitions.c.id == definition.id, mine)
@@ -278,8 +263,7 @@ class Galleries:
         with self._write() as db:
             found = select(definitions).where(definitions.c.id == definition_id)
             definition = db.execute(found).mappings().one()
-            row = self.row(db, definition["gallery_id"])
-            self.access.require(db, Role.CONTRIBUTOR, row, f"gallery '{row['name']}'")
+            row = self._access.find(db, "gallery", definition["gallery_id"], Role.CONTRIBUTOR)
             if db.scalar(select(exists().where(versions.c.definition_id == definition_id))):
                 raise Conflict(
                     f"there are versions of image definition '{row['name']}/{definition['name']}'",
@@ -287,16 +271,6 @@ class Galleries:
                 )
             db.execute(delete(definitions).where(definitions.c.id == definition_id))
             append(db, act)
-
-    # -- inside a transaction
-
-    def row(self, db: Connection, name_or_id: str) -> dict[str, Any]:
-        """The row of a gallery that the caller may read.
-
-        Raises:
-            NotFound: there is none, or the caller may not read it.
-        """
-        return self.access.find(db, "gallery", name_or_id)
 
 
 def to_gallery(db: Connection, row: Mapping[str, Any]) -> Gallery:
@@ -405,7 +379,3 @@ def _changeable(gallery: Gallery) -> dict[str, Any]:
         "public_name": info.public_name if info else None,
         "tags": gallery.tags,
     }
-
-
-def _in(table: Table, scope: Scope) -> tuple[Any, ...]:
-    return (table.c.subscription == scope.subscription, table.c.resource_group == scope.group)

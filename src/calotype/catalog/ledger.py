@@ -7,17 +7,16 @@ also the order of their numbers.
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
+from calotype.catalog.part import Transaction
 from calotype.catalog.tables import ledger, ledger_operations, ledger_packs, ledger_roots
 from calotype.store.ledger import Lapsed, PackState, another_prune, other_repository
 
 _AT_ONCE = 500  # keys in one statement
-
-Transaction = Callable[[], AbstractContextManager[Connection]]
 
 
 class SqlLedger:

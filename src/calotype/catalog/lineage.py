@@ -4,17 +4,14 @@ Rows stay when images go, so a chain holds although images between are deleted. 
 so a search ends whatever the rows say.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from sqlalchemy import CTE, ColumnElement, Connection, RowMapping, func, select, update
 
-from calotype.catalog.access import Access
+from calotype.catalog.part import Part
 from calotype.catalog.tables import images, lineage, versions, vms
-
-Transaction = Callable[[], AbstractContextManager[Connection]]
 
 
 class Revocation(NamedTuple):
@@ -52,13 +49,8 @@ class Descendants:
     hidden: int = 0
 
 
-class Lineage:
+class Lineage(Part):
     """The lineage of the images in a catalogue; each method is one transaction."""
-
-    def __init__(self, read: Transaction, access: Access) -> None:
-        """Use the database whose transactions ``read`` begins."""
-        self._read = read
-        self._access = access
 
     def revocation(self, image_id: str) -> Revocation | None:
         """The nearest revoked one among an image and its ancestors."""

@@ -4,15 +4,14 @@ Catalogues and entitlements are the installation's owner's to give; terms are ac
 resources anywhere in the subscription that they bind.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, case, delete, insert, select
 
 from calotype.catalog import rows
-from calotype.catalog.access import Access
 from calotype.catalog.audit import Act, append
+from calotype.catalog.part import Part
 from calotype.catalog.tables import (
     definitions,
     entitlements,
@@ -35,17 +34,9 @@ from calotype.model import (
     Shelf,
 )
 
-Transaction = Callable[[], AbstractContextManager[Connection]]
 
-
-class Marketplace:
+class Marketplace(Part):
     """What the installation knows of offers; each method is one transaction."""
-
-    def __init__(self, read: Transaction, write: Transaction, access: Access) -> None:
-        """Use the database whose transactions ``read`` and ``write`` begin."""
-        self._read = read
-        self._write = write
-        self.access = access
 
     # -- catalogues
 
@@ -62,7 +53,7 @@ class Marketplace:
             Conflict: the name is taken.
             Forbidden: the caller is not the installation's owner.
         """
-        self.access.require_all("add a catalogue of offers")
+        self._access.require_all("add a catalogue of offers")
         row = {
             "name": catalog.name,
             "location": catalog.location,
@@ -89,7 +80,7 @@ class Marketplace:
             NotFound: there is none.
             Forbidden: the caller is not the installation's owner.
         """
-        self.access.require_all("remove a catalogue of offers")
+        self._access.require_all("remove a catalogue of offers")
         with self._write() as db:
             gone = db.execute(delete(market_catalogs).where(market_catalogs.c.name == name))
             if not gone.rowcount:
@@ -108,7 +99,7 @@ class Marketplace:
             Forbidden: the caller is no Contributor there.
         """
         with self._read() as db:
-            self.access.require_here(db, Role.CONTRIBUTOR, "pulling images of the marketplace")
+            self._access.require_here(db, Role.CONTRIBUTOR, "pulling images of the marketplace")
 
     def pulled(self, prefix: str) -> list[str]:
         """The names of the images pulled from the marketplace that begin so."""
@@ -138,7 +129,7 @@ class Marketplace:
         with self._read() as db:
             for row in db.execute(query).mappings():
                 image = dict(row)
-                if self.access.may(db, Role.READER, images, image) or _is_public(db, image):
+                if self._access.may(db, Role.READER, images, image) or _is_public(db, image):
                     return image["eula"] or ""
         return None
 
@@ -182,7 +173,7 @@ class Marketplace:
             Forbidden: the caller may not make resources in all of the subscription.
         """
         with self._write() as db:
-            self._require(db, self.access.caller.scope.subscription, "take back terms")
+            self._require(db, self._access.caller.scope.subscription, "take back terms")
             if not db.execute(delete(terms).where(*self._mine(plan))).rowcount:
                 raise NotFound(
                     f"this subscription has not accepted the terms of plan '{plan.name}' of "
@@ -194,7 +185,7 @@ class Marketplace:
 
     def entitlement(self, name: str) -> Entitlement | None:
         """The caller's subscription's entitlement of that name, expired or not."""
-        mine = entitlements.c.subscription == self.access.caller.scope.subscription
+        mine = entitlements.c.subscription == self._access.caller.scope.subscription
         query = select(entitlements).where(mine, entitlements.c.name == name)
         with self._read() as db:
             row = db.execute(query).mappings().first()
@@ -203,12 +194,12 @@ class Marketplace:
     def entitlements(self, subscription: str | None = None) -> list[Entitlement]:
         """All entitlements, or one subscription's; others see those of their own subscription alone."""
         query = select(entitlements).order_by(entitlements.c.subscription, entitlements.c.name)
-        if not self.access.unlimited:
-            subscription = self.access.caller.scope.subscription
+        if not self._access.unlimited:
+            subscription = self._access.caller.scope.subscription
         if subscription is not None:
             query = query.where(entitlements.c.subscription == subscription)
         with self._read() as db:
-            if subscription is not None and not self.access.belongs(db, subscription):
+            if subscription is not None and not self._access.belongs(db, subscription):
                 return []
             return [Entitlement(**dict(row)) for row in db.execute(query).mappings()]
 
@@ -219,7 +210,7 @@ class Marketplace:
             NotFound: there is no such subscription.
             Forbidden: the caller is not the installation's owner.
         """
-        self.access.require_all("grant entitlements")
+        self._access.require_all("grant entitlements")
         row = {name: getattr(entitlement, name) for name in entitlements.c.keys()}  # noqa: SIM118 (a column set)
         with self._write() as db:
             known = subscriptions.c.id == entitlement.subscription
@@ -241,7 +232,7 @@ class Marketplace:
             NotFound: the subscription has no such entitlement.
             Forbidden: the caller is not the installation's owner.
         """
-        self.access.require_all("revoke entitlements")
+        self._access.require_all("revoke entitlements")
         with self._write() as db:
             if not db.execute(delete(entitlements).where(*_held(subscription, name))).rowcount:
                 raise NotFound(
@@ -254,13 +245,13 @@ class Marketplace:
 
     def _mine(self, plan: PurchasePlan) -> list[Any]:
         """The condition of being the acceptance of a plan for the caller's subscription."""
-        return [terms.c.subscription == self.access.caller.scope.subscription, *_of(plan)]
+        return [terms.c.subscription == self._access.caller.scope.subscription, *_of(plan)]
 
     def _require(self, db: Connection, subscription: str, what: str) -> None:
         """Refuse whoever has a role in a part of the subscription only: terms bind all of it."""
-        caller = self.access.caller
+        caller = self._access.caller
         whole = {"subscription": subscription, "resource_group": None}
-        if not self.access.has(db, Role.CONTRIBUTOR, whole):
+        if not self._access.has(db, Role.CONTRIBUTOR, whole):
             raise Forbidden(
                 f"'{caller.principal}' may not {what}: they bind the whole subscription",
                 hint=f"an owner of it can: calotype role assign {caller.principal} Contributor "

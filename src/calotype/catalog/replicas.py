@@ -1,14 +1,13 @@
 """In which regions versions are, and what was brought there for them."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, exists, insert, select, update
 
 from calotype.catalog.audit import Act, append
-from calotype.catalog.galleries import Galleries
+from calotype.catalog.part import Part
 from calotype.catalog.tables import (
     definitions,
     image_disks,
@@ -19,19 +18,11 @@ from calotype.catalog.tables import (
 from calotype.errors import NotFound
 from calotype.model import Replica, ReplicationState, Role
 
-Transaction = Callable[[], AbstractContextManager[Connection]]
-
 _REGIONS = "keep the books of regions"
 
 
-class Replicas:
+class Replicas(Part):
     """The replicas of versions in a catalogue; each method is one transaction."""
-
-    def __init__(self, read: Transaction, write: Transaction, galleries: Galleries) -> None:
-        """Use the database whose transactions ``read`` and ``write`` begin."""
-        self._read = read
-        self._write = write
-        self._galleries = galleries
 
     def add(self, image_id: str, regions: Collection[str], act: Act) -> None:
         """Write down that a version is to be in regions; those that it is in stay as they are.
@@ -77,14 +68,14 @@ class Replicas:
 
     def note(self, image_id: str, replica: Replica) -> bool:
         """Write down how far a replica is; whether it is still wanted."""
-        self._galleries.access.require_all(_REGIONS)
+        self._access.require_all(_REGIONS)
         here = (replicas.c.image_id == image_id, replicas.c.region == replica.region)
         with self._write() as db:
             return db.execute(update(replicas).where(*here).values(**_row(replica))).rowcount > 0
 
     def interrupt(self, region: str, detail: str) -> None:
         """Write down that nobody works on a region's replicas any more."""
-        self._galleries.access.require_all(_REGIONS)
+        self._access.require_all(_REGIONS)
         working = replicas.c.state == ReplicationState.REPLICATING.value
         values = {"state": ReplicationState.FAILED.value, "detail": detail}
         with self._write() as db:
@@ -94,7 +85,7 @@ class Replicas:
 
     def claim(self, region: str, indexes: Collection[str]) -> None:
         """Write down Indexes that are about to be brought to a region."""
-        self._galleries.access.require_all(_REGIONS)
+        self._access.require_all(_REGIONS)
         there = select(replica_indexes.c.index).where(replica_indexes.c.region == region)
         with self._write() as db:
             new = sorted(set(indexes) - set(db.scalars(there)))
@@ -104,7 +95,7 @@ class Replicas:
 
     def unneeded(self) -> Mapping[str, Sequence[str]]:
         """What was brought to each region and no version needs there any more."""
-        self._galleries.access.require_all(_REGIONS)
+        self._access.require_all(_REGIONS)
         needed = exists().where(
             replicas.c.region == replica_indexes.c.region,
             replicas.c.image_id == image_disks.c.image_id,
@@ -119,7 +110,7 @@ class Replicas:
 
     def forget(self, region: str, index: str) -> None:
         """Write down that an Index was removed from a region."""
-        self._galleries.access.require_all(_REGIONS)
+        self._access.require_all(_REGIONS)
         here = (replica_indexes.c.region == region, replica_indexes.c.index == index)
         with self._write() as db:
             db.execute(delete(replica_indexes).where(*here))
@@ -131,9 +122,7 @@ class Replicas:
         gallery = db.scalar(query.where(versions.c.image_id == image_id))
         if gallery is None:
             raise NotFound(f"'{image_id}' is no image version")
-        row = self._galleries.row(db, gallery)
-        if role is not Role.READER:
-            self._galleries.access.require(db, role, row, f"gallery '{row['name']}'")
+        self._access.find(db, "gallery", gallery, role)
 
 
 def _row(replica: Replica) -> dict[str, Any]:

@@ -1,31 +1,22 @@
 """Restore points: what a VM's disks held at an instant, and the way back to it in one transaction."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
-from calotype.catalog.access import Access
 from calotype.catalog.audit import Act, append
+from calotype.catalog.part import Part
 from calotype.catalog.rows import scope_row, to_scope
 from calotype.catalog.tables import disks, restore_point_disks, restore_points, vms
 from calotype.errors import Conflict, NotFound
 from calotype.model import Caching, Consistency, RestoreDisk, RestorePoint, Role, Scope
 
-Transaction = Callable[[], AbstractContextManager[Connection]]
 
-
-class RestorePoints:
+class RestorePoints(Part):
     """The restore points in a catalogue, under the roles of their VMs; each method is one transaction."""
-
-    def __init__(self, read: Transaction, write: Transaction, access: Access) -> None:
-        """Use the database whose transactions ``read`` and ``write`` begin."""
-        self._read = read
-        self._write = write
-        self._access = access
 
     def add(self, point: RestorePoint) -> None:
         """Make a restore point exist.

@@ -1,28 +1,18 @@
 """Snapshots: what managed disks held at one instant."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
 
 from calotype.catalog import rows
-from calotype.catalog.access import Access
+from calotype.catalog.part import Part
 from calotype.catalog.tables import disks, snapshots
 from calotype.errors import Conflict
 from calotype.model import Consistency, ManagedDisk, OsType, Role, Scope, Snapshot
 
-Transaction = Callable[[], AbstractContextManager[Connection]]
 
-
-class Snapshots:
+class Snapshots(Part):
     """The snapshots in a catalogue; each method is one transaction."""
-
-    def __init__(self, read: Transaction, write: Transaction, access: Access) -> None:
-        """Use the database whose transactions ``read`` and ``write`` begin."""
-        self._read = read
-        self._write = write
-        self._access = access
 
     def require_free(self, name: str) -> None:
         """Refuse a name that is taken in the caller's group, or a caller who may not make a snapshot there.

@@ -5,7 +5,6 @@ in the same transaction, so the latest version is one step in an index, however 
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -25,14 +24,12 @@ from sqlalchemy import (
 
 from calotype.catalog import rows
 from calotype.catalog.audit import Act, append
-from calotype.catalog.galleries import Galleries
 from calotype.catalog.images import disk_rows_by_image, drop_image, image_disk_rows_of, put_image
 from calotype.catalog.lineage import mark_revoked, revocation
+from calotype.catalog.part import Part
 from calotype.catalog.tables import definitions, images, lineage, versions, vms
 from calotype.errors import Conflict, NotAllowed, NotFound
 from calotype.model import ImageVersion, Lifecycle, PurchasePlan, Role, Stage, Version
-
-Transaction = Callable[[], AbstractContextManager[Connection]]
 
 #: What an update leaves as it is in the catalogue: another command may have changed it meanwhile.
 _KEPT = ("image", "state", "replacement", "reason", "deleted_at", "purge_at")
@@ -63,14 +60,8 @@ class RolledBack:
     excluded: tuple[str, ...]
 
 
-class Versions:
+class Versions(Part):
     """The image versions in a catalogue; each method is one transaction."""
-
-    def __init__(self, read: Transaction, write: Transaction, galleries: Galleries) -> None:
-        """Use the database whose transactions ``read`` and ``write`` begin."""
-        self._read = read
-        self._write = write
-        self._galleries = galleries
 
     def require_free(self, definition_id: str, version: Version) -> None:
         """Refuse a number that is taken, or a caller who may not publish.
@@ -288,7 +279,7 @@ class Versions:
 
     def _users(self, db: Connection, where: ColumnElement[bool]) -> dict[str, tuple[str, ...]]:
         """The names of VMs by the images they were made of; those of others have none that is told."""
-        seen = self._galleries.access.visible(db, vms).label("seen")
+        seen = self._access.visible(db, vms).label("seen")
         found: dict[str, tuple[str, ...]] = {}
         query = select(vms.c.image_id, vms.c.name, seen).where(where).order_by(vms.c.name)
         for row in db.execute(query):
@@ -302,10 +293,10 @@ class Versions:
         definition = db.execute(found).mappings().first()
         if definition is None:
             raise NotFound(f"there is no image definition '{definition_id}'")
-        row = self._galleries.row(db, definition["gallery_id"])
+        row = self._access.find(db, "gallery", definition["gallery_id"])
         name = f"{row['name']}/{definition['name']}"
         if role is not Role.READER:
-            self._galleries.access.require(db, role, row, f"image definition '{name}'")
+            self._access.require(db, role, row, f"image definition '{name}'")
         return name
 
     def _no_latest(
