@@ -11,6 +11,7 @@ from typing import Any, Final
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Select,
     Table,
     and_,
     exists,
@@ -32,10 +33,13 @@ from calotype.catalog.tables import (
     versions,
     vms,
 )
-from calotype.errors import Forbidden, NotFound
+from calotype.errors import Conflict, Forbidden, NotFound
 from calotype.model import INSTALLATION, Caller, Role, Scope, Sharing, Shelf
 
 Row = Mapping[str, Any]
+
+#: What is said instead of the name of a VM that the caller may not see.
+HIDDEN: Final = "(of others)"
 
 #: The resources that roles can be given for, by what people call them.
 RESOURCES: Final[Mapping[str, Table]] = {
@@ -91,6 +95,11 @@ class Access:
         return and_(
             table.c.subscription == scope.subscription, table.c.resource_group == scope.group
         )
+
+    def listed(self, db: Connection, table: Table) -> Select[Any]:
+        """What the caller may see of a table's rows in its group, by name."""
+        query = select(table).where(self.here(table), self.visible(db, table))
+        return query.order_by(table.c.name)
 
     def shared(self, db: Connection) -> ColumnElement[bool]:
         """The condition of a gallery that others share with the caller's subscription."""
@@ -243,6 +252,13 @@ class Access:
 def missing(kind: str, name: str) -> NotFound:
     """The error for a resource that is not there, or not there for the caller: both sound the same."""
     return NotFound(f"there is no {kind} '{name}'", hint=f"calotype {kind.lower()} list shows them")
+
+
+def taken(kind: str, name: str) -> Conflict:
+    """The error for a resource whose name another one has."""
+    return Conflict(
+        f"{kind} '{name}' exists already", hint="choose another name, or delete it first"
+    )
 
 
 def _bearers(db: Connection, table: Table, row: Row) -> Iterator[tuple[Table, Row]]:

@@ -11,7 +11,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
-    Table,
     delete,
     func,
     insert,
@@ -20,7 +19,7 @@ from sqlalchemy import (
 )
 
 from calotype.catalog import quotas, rows
-from calotype.catalog.access import RESOURCES, Access
+from calotype.catalog.access import HIDDEN, RESOURCES, Access, taken
 from calotype.catalog.audit import Act, Audit, append
 from calotype.catalog.communities import Communities
 from calotype.catalog.community import Community
@@ -71,8 +70,6 @@ from calotype.model import (
 OWNER = Caller()
 #: What a resource counts as.
 _COUNTED = {"image": QuotaKind.IMAGES, "VM": QuotaKind.VMS}
-#: What is said instead of the name of a VM that the caller may not see.
-HIDDEN = "(of others)"
 
 
 class Catalog:
@@ -119,7 +116,7 @@ class Catalog:
         with self._read() as db:
             self.access.require_in(db, Role.CONTRIBUTOR, scope, f"{kind} '{name}'")
             if _one(db, table, name=name, **rows.scope_row(scope)) is not None:
-                raise _taken(kind, name)
+                raise taken(kind, name)
             quotas.require(db, scope.subscription, {_COUNTED[kind]: 1})
 
     # -- images
@@ -189,7 +186,7 @@ class Catalog:
     def list_images(self) -> list[Image]:
         """The images in the caller's group that stand by themselves, by name."""
         with self._read() as db:
-            managed = self._listed(db, images).where(images.c.shelf == Shelf.MANAGED.value)
+            managed = self.access.listed(db, images).where(images.c.shelf == Shelf.MANAGED.value)
             found = _all(db, managed)
             disk_rows = disk_rows_by_image(db, [row["id"] for row in found])
             return [rows.to_image(row, disk_rows[row["id"]]) for row in found]
@@ -309,7 +306,7 @@ class Catalog:
         with self._write() as db:
             self.access.require_in(db, Role.CONTRIBUTOR, vm.scope, f"VM '{vm.name}'")
             if _one(db, vms, name=vm.name, **rows.scope_row(vm.scope)) is not None:
-                raise _taken("VM", vm.name)
+                raise taken("VM", vm.name)
             if vm.os_state is OsState.SPECIALIZED and vm.image_id and not allow_second:
                 self._refuse_second(db, vm.image_id)
             quotas.charge(db, vm.scope.subscription, {QuotaKind.VMS: 1})
@@ -331,7 +328,7 @@ class Catalog:
     def list_vms(self) -> list[VirtualMachine]:
         """The VMs in the caller's group, by name."""
         with self._read() as db:
-            found = _all(db, self._listed(db, vms))
+            found = _all(db, self.access.listed(db, vms))
             return [rows.to_vm(row, _vm_disks(db, row["id"])) for row in found]
 
     def every_vm(self) -> list[VirtualMachine]:
@@ -421,7 +418,7 @@ class Catalog:
     def list_disks(self) -> list[ManagedDisk]:
         """The managed disks in the caller's group, by name."""
         with self._read() as db:
-            return [rows.to_disk(row) for row in _all(db, self._listed(db, disks))]
+            return [rows.to_disk(row) for row in _all(db, self.access.listed(db, disks))]
 
     def every_disk(self) -> list[ManagedDisk]:
         """All managed disks of the installation, by name: for housekeeping."""
@@ -540,17 +537,12 @@ class Catalog:
 
     # -- inside a transaction
 
-    def _listed(self, db: Connection, table: Table) -> Select[Any]:
-        """What the caller may see of the rows in its group, by name."""
-        query = select(table).where(self.access.here(table), self.access.visible(db, table))
-        return query.order_by(table.c.name)
-
     def _put_disk(self, db: Connection, disk: ManagedDisk) -> None:
         self.access.require_in(db, Role.CONTRIBUTOR, disk.scope, f"disk '{disk.name}'")
         if disk.vm_id is not None:
             self.access.find(db, "VM", disk.vm_id, Role.CONTRIBUTOR)
         if _one(db, disks, name=disk.name, **rows.scope_row(disk.scope)) is not None:
-            raise _taken("disk", disk.name)
+            raise taken("disk", disk.name)
         db.execute(insert(disks), rows.disk_row(disk))
 
     def _refuse_second(self, db: Connection, image_id: str) -> None:
@@ -600,9 +592,3 @@ def _present(db: Connection, column: ColumnElement[str], values: Collection[str]
 def _record(db: Connection, act: Act | None) -> None:
     if act is not None:
         append(db, act)
-
-
-def _taken(kind: str, name: str) -> Conflict:
-    return Conflict(
-        f"{kind} '{name}' exists already", hint="choose another name, or delete it first"
-    )

@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator, Sequence
 from sqlalchemy import Connection, delete, func, insert, select
 
 from calotype.catalog import quotas, rows
+from calotype.catalog.access import taken
 from calotype.catalog.tables import image_disks, images, lineage
-from calotype.errors import Conflict
 from calotype.model import Image, Shelf
 
 #: As many values as one statement asks for.
@@ -23,9 +23,7 @@ def put_image(db: Connection, image: Image) -> None:
     row = rows.image_row(image)
     here = [images.c[name] == row[name] for name in ("subscription", "resource_group", "name")]
     if db.scalar(select(images.c.id).where(*here)) is not None:
-        raise Conflict(
-            f"image '{image.name}' exists already", hint="choose another name, or delete it first"
-        )
+        raise taken("image", image.name)
     quotas.charge(db, image.scope.subscription, quotas.of_image(image))
     db.execute(insert(images), row)
     db.execute(insert(image_disks), rows.image_disk_rows(image))

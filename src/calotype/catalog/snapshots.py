@@ -5,9 +5,9 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select
 
 from calotype.catalog import rows
+from calotype.catalog.access import taken
 from calotype.catalog.part import Part
 from calotype.catalog.tables import disks, snapshots
-from calotype.errors import Conflict
 from calotype.model import Consistency, ManagedDisk, OsType, Role, Scope, Snapshot
 
 
@@ -52,10 +52,7 @@ class Snapshots(Part):
     def list(self) -> list[Snapshot]:
         """The snapshots in the caller's group, by name."""
         with self._read() as db:
-            query = select(snapshots).where(
-                self._access.here(snapshots), self._access.visible(db, snapshots)
-            )
-            found = db.execute(query.order_by(snapshots.c.name)).mappings()
+            found = db.execute(self._access.listed(db, snapshots)).mappings()
             return [_snapshot(dict(row)) for row in found]
 
     def delete(self, snapshot_id: str) -> None:
@@ -77,9 +74,7 @@ class Snapshots(Part):
         self._access.require_in(db, Role.CONTRIBUTOR, scope, f"snapshot '{name}'")
         there = (snapshots.c[column] == value for column, value in rows.scope_row(scope).items())
         if db.scalar(select(snapshots.c.id).where(snapshots.c.name == name, *there)):
-            raise Conflict(
-                f"snapshot '{name}' exists already", hint="choose another name, or delete it first"
-            )
+            raise taken("snapshot", name)
 
 
 def _row(snapshot: Snapshot) -> dict[str, Any]:

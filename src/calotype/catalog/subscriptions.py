@@ -1,13 +1,13 @@
 """Subscriptions, what they may have and have, and who has which role in them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Column, Connection, Table, delete, exists, insert, select
 
-from calotype.catalog.access import RESOURCES, Access, missing
+from calotype.catalog.access import RESOURCES, missing
 from calotype.catalog.audit import Act, append
+from calotype.catalog.part import Part
 from calotype.catalog.tables import (
     entitlements,
     gallery_subscriptions,
@@ -29,20 +29,12 @@ from calotype.model import (
     Subscription,
 )
 
-Transaction = Callable[[], AbstractContextManager[Connection]]
-
 #: What goes with a subscription, as nothing without it.
 _ITS_OWN = (role_assignments, quotas, usage, terms, entitlements, gallery_subscriptions)
 
 
-class Subscriptions:
+class Subscriptions(Part):
     """The subscriptions in a catalogue; they and their quotas are the installation's owner's to change."""
-
-    def __init__(self, read: Transaction, write: Transaction, access: Access) -> None:
-        """Use the database whose transactions ``read`` and ``write`` begin."""
-        self._read = read
-        self._write = write
-        self._access = access
 
     def add(self, subscription: Subscription, act: Act) -> None:
         """Make a subscription exist.
@@ -146,14 +138,8 @@ class Subscriptions:
         raise missing("subscription", name_or_id)
 
 
-class Roles:
+class Roles(Part):
     """Who has which role where: an Owner's to give, in the scope that he owns."""
-
-    def __init__(self, read: Transaction, write: Transaction, access: Access) -> None:
-        """Use the database whose transactions ``read`` and ``write`` begin."""
-        self._read = read
-        self._write = write
-        self._access = access
 
     def assign(self, assignment: RoleAssignment, act: Act) -> None:
         """Give a role.

@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 
 from calotype.catalog import rows
+from calotype.catalog.access import HIDDEN
 from calotype.catalog.audit import Act, append
 from calotype.catalog.images import disk_rows_by_image, drop_image, image_disk_rows_of, put_image
 from calotype.catalog.lineage import mark_revoked, revocation
@@ -103,11 +104,7 @@ class Versions(Part):
             NotFound: it is none.
         """
         with self._read() as db:
-            row = db.execute(_joined().where(versions.c.image_id == image_id)).mappings().first()
-            if row is None:
-                raise NotFound(f"'{image_id}' is no image version")
-            self._require(db, Role.READER, row["definition_id"])
-            return _version(db, row)
+            return self._of_image(db, image_id, Role.READER)
 
     def latest(
         self, definition_id: str, *, region: str | None = None, now: datetime | None = None
@@ -155,7 +152,7 @@ class Versions(Part):
         """
         with self._write() as db:
             for version in changed:
-                before = self._changeable(db, version.id)
+                before = self._of_image(db, version.id, Role.CONTRIBUTOR)
                 kept = {name: getattr(before, name) for name in _KEPT}
                 _put(db, before, replace(version, **kept))
             append(db, act)
@@ -183,7 +180,7 @@ class Versions(Part):
             NotFound, Forbidden: there is none, or the caller may not change it.
         """
         with self._write() as db:
-            before = self._changeable(db, image_id)
+            before = self._of_image(db, image_id, Role.CONTRIBUTOR)
             good = last_good(db, before.definition_id, region, now or datetime.now(UTC))
             users = self._users(db, vms.c.image_id == image_id).get(image_id, ())
             change = decide(Standing(before, image_id in good, users))
@@ -194,7 +191,7 @@ class Versions(Part):
                 drop_image(db, image_id)
                 return None
             _put(db, before, change.to)
-            return self._changeable(db, image_id)
+            return self._of_image(db, image_id, Role.CONTRIBUTOR)
 
     def roll_back(
         self,
@@ -242,14 +239,6 @@ class Versions(Part):
             found = db.execute(_joined().where(here, versions.c.purge_at <= now)).mappings().all()
             return [_version(db, row) for row in found]
 
-    def _changeable(self, db: Connection, image_id: str) -> ImageVersion:
-        """A version that the caller may change."""
-        row = db.execute(_joined().where(versions.c.image_id == image_id)).mappings().first()
-        if row is None:
-            raise NotFound(f"'{image_id}' is no image version")
-        self._require(db, Role.CONTRIBUTOR, row["definition_id"])
-        return _version(db, row)
-
     def heritage(self, image_ids: Collection[str]) -> tuple[PurchasePlan | None, str | None]:
         """The plan and the entitlement that what descends from images inherits, also when they are gone.
 
@@ -270,6 +259,14 @@ class Versions(Part):
                 )
         return next(iter(plans), None), next(iter(entitlements), None)
 
+    def _of_image(self, db: Connection, image_id: str, role: Role) -> ImageVersion:
+        """The version that an image is, for whom has the role for it."""
+        row = db.execute(_joined().where(versions.c.image_id == image_id)).mappings().first()
+        if row is None:
+            raise NotFound(f"'{image_id}' is no image version")
+        self._require(db, role, row["definition_id"])
+        return _version(db, row)
+
     def _require_free(self, db: Connection, definition_id: str, version: Version) -> None:
         owner = self._require(db, Role.CONTRIBUTOR, definition_id)
         here = (versions.c.definition_id == definition_id, *_numbered(version))
@@ -284,7 +281,7 @@ class Versions(Part):
         query = select(vms.c.image_id, vms.c.name, seen).where(where).order_by(vms.c.name)
         for row in db.execute(query):
             others = found.get(row.image_id, ())
-            found[row.image_id] = (*others, row.name if row.seen else "(of others)")
+            found[row.image_id] = (*others, row.name if row.seen else HIDDEN)
         return found
 
     def _require(self, db: Connection, role: Role, definition_id: str) -> str:
