@@ -1,7 +1,7 @@
 """What a hostile tenant, a careless operator or a stranger tried against galleries, and how it ends."""
 
 import pytest
-from tests.shelf import new_definition, new_gallery, new_image, publish
+from tests.shelf import ACT, new_definition, new_gallery, new_image, publish
 
 from calotype import wire
 from calotype.cli import run
@@ -59,3 +59,24 @@ def test_a_lun_of_many_digits(tmp_path, monkeypatch, capsys):
     words = ("image", "create", "x", "--source", "/x", "--data-disk", "9" * 5000 + "=x")
     assert run([*words]) == 2
     assert "is not LUN=NAME" in capsys.readouterr().err
+
+
+def test_a_resource_that_is_not_there_is_no_kind_of_its_own(context):
+    """There is no command that lists all resources, so none is named."""
+    with pytest.raises(NotFound) as refused:
+        roles.assign(context, "zed", Role.READER, Where(resource="nope"))
+    assert "resource list" not in (refused.value.hint or "")
+    assert "-o json" in (refused.value.hint or "")
+
+
+def test_a_definition_that_another_command_deleted_meanwhile(context):
+    made = new_definition(context, new_gallery(context))
+    context.catalog.galleries.delete_definition(made.id, ACT)
+    acts = context.catalog.audit.head()
+    for change in (
+        lambda: context.catalog.galleries.delete_definition(made.id, ACT),
+        lambda: context.catalog.galleries.update_definition(made, ACT),
+    ):
+        with pytest.raises(NotFound, match="there is no image definition"):
+            change()
+    assert context.catalog.audit.head() == acts

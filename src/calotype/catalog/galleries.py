@@ -1,6 +1,6 @@
 """Galleries and image definitions; whoever may read a gallery may read what is in it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, delete, exists, func, insert, select, tuple_, update
@@ -132,6 +132,14 @@ class Galleries(Part):
             query = select(galleries).where(where).order_by(*order).limit(limit)
             return [to_gallery(db, dict(row)) for row in db.execute(query).mappings()]
 
+    def each(self, *, community: bool = False) -> Iterator[Gallery]:
+        """All that :meth:`list` has pages of."""
+        after: tuple[str, ...] = ()
+        while page := self.list(community=community, after=after):
+            yield from page
+            info = page[-1].community if community else None
+            after = (info.public_name if info else page[-1].name,)
+
     def update(self, gallery: Gallery, act: Act, role: Role = Role.CONTRIBUTOR) -> None:
         """Change what can change of a gallery; with whom it is shared is an Owner's to say.
 
@@ -229,7 +237,7 @@ class Galleries(Part):
             row = db.execute(select(definitions).where(definitions.c.id == definition_id))
             found = row.mappings().first()
             if found is None:
-                raise NotFound(f"there is no image definition '{definition_id}'")
+                raise _no_definition(definition_id)
             return to_definition(dict(found), self._access.find(db, "gallery", found["gallery_id"]))
 
     def definitions(
@@ -244,25 +252,40 @@ class Galleries(Part):
             found = db.execute(query.order_by(definitions.c.name).limit(limit)).mappings()
             return [to_definition(dict(row), owner) for row in found]
 
+    def each_definition(self, gallery: str) -> Iterator[ImageDefinition]:
+        """All definitions of a gallery, by name."""
+        after: str | None = None
+        while page := self.definitions(gallery, after=after):
+            yield from page
+            after = page[-1].name
+
     def update_definition(self, definition: ImageDefinition, act: Act) -> None:
-        """Change what can change of a definition; what cannot is the engine's to refuse."""
+        """Change what can change of a definition; what cannot is the engine's to refuse.
+
+        Raises:
+            NotFound, Forbidden: there is none, or the caller may not change it.
+        """
         with self._write() as db:
             row = self._access.find(db, "gallery", definition.gallery_id, Role.CONTRIBUTOR)
             values = _definition_row(definition)
             mine = definitions.c.gallery_id == row["id"]
             here = update(definitions).where(definitions.c.id == definition.id, mine)
-            db.execute(here.values(**values))
+            if db.execute(here.values(**values)).rowcount == 0:
+                raise _no_definition(f"{row['name']}/{definition.name}")
             append(db, act)
 
     def delete_definition(self, definition_id: str, act: Act) -> None:
         """Take an empty definition out of the catalogue.
 
         Raises:
+            NotFound, Forbidden: there is none, or the caller may not delete it.
             Conflict: there are versions of it, or deleted ones that can come back.
         """
         with self._write() as db:
             found = select(definitions).where(definitions.c.id == definition_id)
-            definition = db.execute(found).mappings().one()
+            definition = db.execute(found).mappings().first()
+            if definition is None:
+                raise _no_definition(definition_id)
             row = self._access.find(db, "gallery", definition["gallery_id"], Role.CONTRIBUTOR)
             if db.scalar(select(exists().where(versions.c.definition_id == definition_id))):
                 raise Conflict(
@@ -271,6 +294,13 @@ class Galleries(Part):
                 )
             db.execute(delete(definitions).where(definitions.c.id == definition_id))
             append(db, act)
+
+
+def _no_definition(name: str) -> NotFound:
+    return NotFound(
+        f"there is no image definition '{name}'",
+        hint="calotype gallery image-definition list GALLERY shows them",
+    )
 
 
 def to_gallery(db: Connection, row: Mapping[str, Any]) -> Gallery:

@@ -217,7 +217,10 @@ class Roles(Part):
                 )
             found.append((row["id"], kind, Scope(row["subscription"], row["resource_group"])))
         if not found:
-            raise missing("resource", name_or_id)
+            raise NotFound(
+                f"there is no image, VM, disk, snapshot or gallery '{name_or_id}'",
+                hint="write its name in the command's group (-g), or its id, as -o json shows it",
+            )
         if len(found) > 1:
             raise Conflict(
                 f"'{name_or_id}' is {' and '.join(kind for _, kind, _ in found)}",
