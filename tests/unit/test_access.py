@@ -217,6 +217,27 @@ def test_a_role_for_a_vm_is_one_for_the_disks_on_it(owner, as_, vm):
     restore.restore(owner, "vm")
 
 
+def test_a_way_back_needs_the_role_for_each_disk_that_it_writes(owner, as_, vm):
+    point = restore.take_restore_point(owner, "vm", "a test")
+    overlays = {disk.disk_id: str(uuid4()) for disk in point.disks}
+    carl = as_("carl", Role.CONTRIBUTOR, where=Where(resource=vm.id)).catalog.restore_points
+    rita = as_("rita", Role.READER).catalog.restore_points
+    nobody = as_("nobody").catalog.restore_points
+    with pytest.raises(Forbidden, match="Contributor for VM 'vm'"):
+        rita.go_back(replace(point, disks=()), {})
+    for read in (lambda: nobody.list(vm.id), lambda: nobody.get(point.id)):
+        with pytest.raises(NotFound):
+            read()
+    machines.detach(owner, "vm", "data")
+    roles.assign(owner, "carl", Role.READER, Where(resource="data"))
+    with pytest.raises(Forbidden, match="Contributor for disk 'data'"):
+        carl.go_back(point, overlays)
+    machines.delete_disk(owner, "data")
+    with pytest.raises(Forbidden, match="Contributor for disk 'data'"):
+        carl.go_back(point, overlays)  # it would be made again, in a group that is not his
+    owner.catalog.restore_points.go_back(point, overlays)
+
+
 def test_what_was_pulled_is_everybodys_to_use_and_nobodys_to_change(context, as_):
     pulled = Image(
         id="pulled",
