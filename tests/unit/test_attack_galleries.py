@@ -4,6 +4,7 @@ import pytest
 from tests.shelf import ACT, new_definition, new_gallery, new_image, publish
 
 from calotype import wire
+from calotype.catalog.galleries import Galleries
 from calotype.cli import run
 from calotype.engine import galleries, images, retention, roles
 from calotype.engine.roles import Where
@@ -33,7 +34,8 @@ def test_an_image_is_deleted_by_the_id_that_azure_writes(context):
 
 
 def test_retention_reaches_every_gallery(context, monkeypatch):
-    monkeypatch.setattr(retention, "_PAGE", 1)
+    for pages in (Galleries.list, Galleries.definitions):
+        monkeypatch.setitem(pages.__kwdefaults__, "limit", 1)
     for name in ("a", "b", "c"):
         definition = new_definition(
             context, new_gallery(context, name), retention=Retention(keep=1)
@@ -80,3 +82,11 @@ def test_a_definition_that_another_command_deleted_meanwhile(context):
         with pytest.raises(NotFound, match="there is no image definition"):
             change()
     assert context.catalog.audit.head() == acts
+
+
+@pytest.mark.parametrize("tag", [{"k" * 600: "v"}, {"<x>": "v"}, {"k": "v" * 300}])
+def test_a_version_is_tagged_with_what_it_could_be_made_with(context, tag):
+    publish(context, new_definition(context, new_gallery(context)), "1.0.0")
+    with pytest.raises(InvalidInput) as refused:
+        images.tag(context, "gal/web/1.0.0", tag, ())
+    assert refused.value.hint

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from calotype.engine import references
 from calotype.engine.context import Context
+from calotype.engine.galleries import require_tags
 from calotype.errors import Conflict, NotAllowed
 from calotype.model import Image, Role, Shelf
 
@@ -22,7 +23,9 @@ def tag(context: Context, name: str, add: Mapping[str, str], remove: tuple[str, 
 
     Raises:
         NotFound: no such image, or it has no such tag.
+        InvalidInput: a tag is too long, or has characters that Azure refuses.
     """
+    require_tags(add)
     image = references.find(context, name)
     context.catalog.tag_image(image.id, add, remove)
     return context.catalog.image(image.id)
