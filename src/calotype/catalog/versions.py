@@ -32,6 +32,8 @@ from calotype.catalog.tables import definitions, images, lineage, versions, vms
 from calotype.errors import Conflict, NotAllowed, NotFound
 from calotype.model import ImageVersion, Lifecycle, PurchasePlan, Role, Stage, Version
 
+_PAGE = 500  # versions that one statement reads, with their disks
+
 #: What an update leaves as it is in the catalogue: another command may have changed it meanwhile.
 _KEPT = ("image", "state", "replacement", "reason", "deleted_at", "purge_at")
 
@@ -143,6 +145,13 @@ class Versions(Part):
             found = db.execute(_newest_first(query).limit(limit)).mappings().all()
             disks = disk_rows_by_image(db, [row["id"] for row in found])
             return [_with_disks(row, disks[row["id"]]) for row in found]
+
+    def each(self, definition_id: str) -> Iterator[ImageVersion]:
+        """All versions of a definition that are not deleted, the highest first."""
+        before: Version | None = None
+        while page := self.list(definition_id, limit=_PAGE, before=before):
+            yield from page
+            before = page[-1].version
 
     def update(self, *changed: ImageVersion, act: Act) -> None:
         """Change what people may set of versions (not their numbers, images and states), all at once.

@@ -22,7 +22,6 @@ from calotype.model import (
     Image,
     ImageDefinition,
     ImageVersion,
-    Lifecycle,
     PublicGallery,
     PublicImage,
     PublicVersion,
@@ -33,10 +32,7 @@ from calotype.model import (
 )
 from calotype.units import one_line
 
-_PAGE: Final = 500
 _LONGEST: Final = 4096  # characters of a reason
-#: States in which a version makes VMs.
-_USABLE: Final = frozenset({Lifecycle.ACTIVE, Lifecycle.DEPRECATED})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,33 +209,19 @@ def _require_one(context: Context, name: str) -> PublicGallery:
 
 def public(context: Context) -> Iterator[Gallery]:
     """The galleries of this installation that everybody may see, by their public names."""
-    after: tuple[str, ...] = ()
-    while page := context.system.galleries.list(community=True, limit=_PAGE, after=after):
-        yield from page
-        after = (public_name(page[-1]),)
-
-
-def definitions(context: Context, owner: Gallery) -> Iterator[ImageDefinition]:
-    """All definitions of a gallery, by name."""
-    after: str | None = None
-    while page := context.system.galleries.definitions(owner.id, limit=_PAGE, after=after):
-        yield from page
-        after = page[-1].name
+    return context.system.galleries.each(community=True)
 
 
 def usable(context: Context, definition: ImageDefinition) -> Iterator[ImageVersion]:
     """The versions of a definition that make VMs or will when they are promoted, the highest first."""
-    before: Version | None = None
-    while page := context.system.versions.list(definition.id, limit=_PAGE, before=before):
-        yield from (v for v in page if v.state in _USABLE)
-        before = page[-1].version
+    return (v for v in context.system.versions.each(definition.id) if v.state.usable)
 
 
 def _shown(context: Context, owner: Gallery, *, all_versions: bool) -> PublicGallery:
     assert owner.community is not None  # noqa: S101 (it is public; for the type checker)
     found = (
         _image(context, owner, definition, all_versions=all_versions)
-        for definition in definitions(context, owner)
+        for definition in context.system.galleries.each_definition(owner.id)
     )
     return PublicGallery(
         info=owner.community,

@@ -393,7 +393,7 @@ def require_usable(context: Context, image: Image) -> tuple[str, ...]:
 
 
 def _require_state(name: str, version: PublishedVersion) -> None:
-    if version.state in (Lifecycle.OBSOLETE, Lifecycle.REVOKED):
+    if not version.state.usable:
         why = f": {version.reason}" if version.reason else ""
         raise NotAllowed(
             f"'{name}' is {version.state.value.lower()} by its publisher{why}",

@@ -23,7 +23,7 @@ from calotype.engine.context import Context
 from calotype.engine.evidence import find_evidence
 from calotype.engine.publisher import Publisher
 from calotype.errors import Conflict, NotFound, ReportRefused, Untrusted
-from calotype.model import Gallery, Image, ImageDefinition, ImageVersion, Lifecycle, Range, Version
+from calotype.model import Gallery, Image, ImageDefinition, ImageVersion, Range
 from calotype.public import form, metadata
 from calotype.public.domain import COMMUNITY
 from calotype.public.form import Definition, Disk, GalleryDocument, PacksDocument, PublishedVersion
@@ -44,8 +44,6 @@ _ROOT = f"{METADATA}root.json"
 _SNAPSHOT = "snapshot.json"  # the newest one, for those who renew the timestamp
 _MANAGED = (PACKS, INDEXES, METADATA, metadata.TARGETS)
 _ROOTS = re.compile(rf"{METADATA}[0-9]+\.root\.json")
-_PAGE = 500
-_USABLE = (Lifecycle.ACTIVE, Lifecycle.DEPRECATED)
 _SOON = timedelta(days=60)
 
 
@@ -197,7 +195,7 @@ class _Tree:
             raise NotFound(f"gallery '{gallery.name}' has no public name")
         definitions = [
             self._definition(gallery, definition, documents)
-            for definition in community.definitions(self._context, gallery)
+            for definition in self._context.system.galleries.each_definition(gallery.id)
         ]
         return GalleryDocument(
             public_name=info.public_name,
@@ -244,7 +242,7 @@ class _Tree:
         documents: dict[str, bytes],
     ) -> PublishedVersion:
         image = version.image
-        usable = version.state in _USABLE
+        usable = version.state.usable
         self.versions += usable
         return PublishedVersion(
             version=str(version.version),
@@ -435,12 +433,9 @@ def _opened(context: Context, target: str) -> Iterator[tuple[ObjectStore, Path]]
 
 def _versions(context: Context, definition: ImageDefinition) -> Iterator[ImageVersion]:
     """What is said of a definition's versions: those on offer, and those that nobody may use any more."""
-    before: Version | None = None
-    while page := context.system.versions.list(definition.id, limit=_PAGE, before=before):
-        for version in page:
-            if version.state not in _USABLE or community.is_offered(context, definition, version):
-                yield version
-        before = page[-1].version
+    for version in context.system.versions.each(definition.id):
+        if not version.state.usable or community.is_offered(context, definition, version):
+            yield version
 
 
 def _warnings(publisher: Publisher) -> Iterator[str]:

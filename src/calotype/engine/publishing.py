@@ -178,7 +178,7 @@ def _refuse(gallery: Gallery, objections: list[Objection], *, force: bool) -> No
 
 def _versions(context: Context, gallery: Gallery) -> Iterator[tuple[ImageDefinition, ImageVersion]]:
     """What of a gallery everybody would see; what makes no VMs any more is not looked into."""
-    for definition in community.definitions(context, gallery):
+    for definition in context.system.galleries.each_definition(gallery.id):
         for version in community.usable(context, definition):
             yield definition, version
 

@@ -10,8 +10,6 @@ from calotype.engine.context import Context
 from calotype.errors import Conflict, InvalidInput
 from calotype.model import ImageDefinition, ImageVersion, Retention, Stage
 
-_PAGE = 1000
-
 
 class Decision(NamedTuple):
     """Whether a version goes, and why."""
@@ -136,14 +134,8 @@ def retain(context: Context, reference: str | None, *, dry_run: bool = False) ->
 def every_definition(context: Context) -> Iterator[ImageDefinition]:
     """All definitions in the caller's group."""
     galleries = context.catalog.galleries
-    last: tuple[str, ...] = ()
-    while several := galleries.list(limit=_PAGE, after=last):
-        for gallery in several:
-            after: str | None = None
-            while page := galleries.definitions(gallery.id, limit=_PAGE, after=after):
-                yield from page
-                after = page[-1].name
-        last = (several[-1].name,)
+    for gallery in galleries.each():
+        yield from galleries.each_definition(gallery.id)
 
 
 def _retain(context: Context, definition: ImageDefinition, *, dry_run: bool) -> Retained:
@@ -153,19 +145,10 @@ def _retain(context: Context, definition: ImageDefinition, *, dry_run: bool) -> 
     else:
         purged = lifecycle.purge_expired(context, definition.id)
     policy = definition.retention or Retention()
-    decisions = plan(_versions(context, definition.id), policy, now, versions.users(definition.id))
+    decisions = plan([*versions.each(definition.id)], policy, now, versions.users(definition.id))
     if not dry_run:
         decisions = [_carried_out(context, decision) for decision in decisions]
     return Retained(f"{definition.gallery}/{definition.name}", tuple(decisions), purged)
-
-
-def _versions(context: Context, definition_id: str) -> list[ImageVersion]:
-    found: list[ImageVersion] = []
-    while page := context.catalog.versions.list(
-        definition_id, limit=_PAGE, before=found[-1].version if found else None
-    ):
-        found += page
-    return found
 
 
 def _carried_out(context: Context, decision: Decision) -> Decision:

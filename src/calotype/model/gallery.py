@@ -50,6 +50,11 @@ class Lifecycle(StrEnum):
     OBSOLETE = "Obsolete"  # makes no new VMs
     REVOKED = "Revoked"  # makes no new VMs, nor does anything that descends from it
 
+    @property
+    def usable(self) -> bool:
+        """Whether VMs can be made of it."""
+        return self in (Lifecycle.ACTIVE, Lifecycle.DEPRECATED)
+
 
 class ReplicationState(StrEnum):
     """Whether a region has a version; Azure's values."""

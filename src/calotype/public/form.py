@@ -273,9 +273,12 @@ def decode_gallery(data: bytes, public_name: str) -> GalleryDocument:
 
 def _require_shape(definition: Definition, version: PublishedVersion) -> None:
     luns = [disk.lun for disk in version.disks]
-    usable = version.state in (Lifecycle.ACTIVE, Lifecycle.DEPRECATED)
     number = version.number
-    if bool(luns) != usable or (luns and luns.count(None) != 1) or len(set(luns)) != len(luns):
+    if (
+        bool(luns) != version.state.usable
+        or (luns and luns.count(None) != 1)
+        or len(set(luns)) != len(luns)
+    ):
         raise Untrusted(f"version {number} of '{definition.name}' has not the disks of an image")
 
 
