@@ -351,6 +351,12 @@ def test_deleting_an_image_knows_its_vms(context, disks):
     with pytest.raises(Conflict, match="vm1"):
         images.delete(context, "img")
     images.delete(context, "img", force=True)
+    told = context.catalog.audit.list(1)[0]
+    assert (told.action, told.resource, told.detail["vms"]) == (
+        "image.delete",
+        "image img",
+        ["vm1"],
+    )
     taken = capture_vm(context, "vm1", CaptureRequest(name="snap"))
     assert taken.image.os_disk.size == 8 * MIB
     assert storage.check(context).ok

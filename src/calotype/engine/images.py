@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from calotype.catalog import Act
 from calotype.engine import references
 from calotype.engine.context import Context
 from calotype.engine.galleries import require_tags
@@ -51,7 +52,8 @@ def delete(context: Context, name: str, *, force: bool = False) -> Deletion:
                 f"VMs were made from image '{image.name}': {', '.join(sorted(vms))}",
                 hint="they would go on to work; say --force to delete the image all the same",
             )
-        context.catalog.delete_image(image.id)
+        act = Act("image.delete", f"image {image.name}", {"image": image.id, "vms": vms})
+        context.catalog.delete_image(image.id, act=act)
     context.drop_unused(disk.index for disk in image.disks)
     return Deletion(image, vms)
 
