@@ -152,7 +152,7 @@ def test_a_gallery_goes_when_it_is_empty(context, gallery):
     with pytest.raises(NotFound):
         context.catalog.galleries.get("gal")
     done = [entry.action for entry in context.catalog.audit.list()]
-    assert done[:2] == ["gallery.delete", "gallery.definition.delete"]
+    assert done[:2] == ["gallery.delete", "definition.delete"]
 
 
 def test_galleries_come_in_pages(context):

@@ -308,7 +308,7 @@ def test_the_audit_tells_where_a_version_went(here):
     replication.replicate(here, version, ["north"])
     entry = here.catalog.audit.list()[0]
     assert (entry.action, entry.resource) == (
-        "image-version.replicate",
+        "version.replicate",
         "image version gal/web/1.0.0",
     )
     assert entry.detail["regions"] == ["north"]

@@ -175,10 +175,7 @@ class Marketplace(Part):
         with self._write() as db:
             self._require(db, self._access.caller.scope.subscription, "take back terms")
             if not db.execute(delete(terms).where(*self._mine(plan))).rowcount:
-                raise NotFound(
-                    f"this subscription has not accepted the terms of plan '{plan.name}' of "
-                    f"{plan.publisher}:{plan.product}"
-                )
+                raise NotFound(f"this subscription has not accepted the terms of plan '{plan}'")
             append(db, act)
 
     # -- entitlements

@@ -259,7 +259,7 @@ class Versions(Part):
             found = db.execute(query).all()
         plans = {plan for row in found if (plan := rows.to_plan(row.plan)) is not None}
         entitlements = {row.entitlement for row in found if row.entitlement is not None}
-        named = {"plans": {f"{p.publisher}:{p.product}:{p.name}" for p in plans}}
+        named = {"plans": set(map(str, plans))}
         for what, several in {**named, "entitlements": entitlements}.items():
             if len(several) > 1:
                 raise NotAllowed(

@@ -300,7 +300,7 @@ def _emit_terms(common: Common | None, found: Terms) -> None:
 def _terms(found: Terms) -> dict[str, Any]:
     plan, acceptance = found.plan, found.acceptance
     return {
-        "plan": f"{plan.publisher}:{plan.product}:{plan.name}",
+        "plan": str(plan),
         "sha256": found.digest,
         "accepted": found.accepted,
         "acceptedBy": acceptance.principal if acceptance is not None else None,

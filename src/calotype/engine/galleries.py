@@ -273,7 +273,7 @@ def _refuse_immutable(definition: ImageDefinition, changes: Mapping[str, Any]) -
     for name, value in changes.items():
         now = getattr(definition, name)
         if name in IMMUTABLE and value != now:
-            owner = f"{definition.gallery}/{definition.name}"
+            owner = definition.reference
             raise NotAllowed(
                 f"the {_words(name)} of image definition '{owner}' is {_shown(now)} and never changes: "
                 f"{IMMUTABLE[name]}",
@@ -408,8 +408,6 @@ def _words(name: str) -> str:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, PurchasePlan):
-        return f"{value.publisher}:{value.product}:{value.name}"
     return "none" if value is None else str(value)
 
 
@@ -424,6 +422,4 @@ def _act_on(action: str, definition: ImageDefinition, *told: str) -> Act:
     detail: dict[str, Any] = {"definition": definition.id}
     if told:
         detail["properties"] = {name: _shown(getattr(definition, name)) for name in sorted(told)}
-    return Act(
-        f"gallery.{action}", f"image definition {definition.gallery}/{definition.name}", detail
-    )
+    return Act(action, f"image definition {definition.reference}", detail)

@@ -94,7 +94,7 @@ class InGallery:
     @property
     def owner(self) -> str:
         """``GALLERY/DEFINITION``."""
-        return f"{self.definition.gallery}/{self.definition.name}"
+        return self.definition.reference
 
     def check(self, context: Context) -> None:
         """Refuse a number that is taken, and what contradicts itself."""

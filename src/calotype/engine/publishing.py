@@ -160,8 +160,7 @@ def _warnings(definition: ImageDefinition, version: ImageVersion) -> Iterator[st
     if image.verdict in (None, Verdict.UNKNOWN):
         yield f"{version.reference}: nobody could see whether it is generalized"
     if (plan := image.plan or definition.plan) is not None:
-        name = f"{plan.publisher}:{plan.product}:{plan.name}"
-        yield f"{version.reference}: whoever uses it must accept the terms of {name}"
+        yield f"{version.reference}: whoever uses it must accept the terms of {plan}"
 
 
 def _refuse(gallery: Gallery, objections: list[Objection], *, force: bool) -> None:

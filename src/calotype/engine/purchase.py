@@ -71,17 +71,17 @@ def require_entitlement(context: Context, name: str | None, what: str) -> None:
 
 def _require_accepted(context: Context, image: Image, plan: PurchasePlan) -> None:
     accepted = context.catalog.marketplace.acceptance(plan)
-    cure = f"read them: calotype marketplace terms show {_name(plan)}; then the same with accept"
+    cure = f"read them: calotype marketplace terms show {plan}; then the same with accept"
     if accepted is None:
         raise PurchaseRefused(
-            f"the terms of plan '{_name(plan)}' were not accepted for this subscription; image "
+            f"the terms of plan '{plan}' were not accepted for this subscription; image "
             f"'{image.name}' is to be had only after that",
             hint=cure,
         )
     text = _text(context, offers.load(context, ask=False), plan)
     if text is not None and accepted.digest != digest(text):
         raise PurchaseRefused(
-            f"the terms of plan '{_name(plan)}' were changed since {accepted.principal} accepted them on "
+            f"the terms of plan '{plan}' were changed since {accepted.principal} accepted them on "
             f"{accepted.accepted_at:%Y-%m-%d}; image '{image.name}' is to be had only after they are again",
             hint=cure,
         )
@@ -98,7 +98,7 @@ def terms(context: Context, text: str) -> Terms:
     """
     known = offers.load(context)
     plan = _plan(context, known, text)
-    shown = _text(context, known, plan) or f"Plan {_name(plan)}: no text is known."
+    shown = _text(context, known, plan) or f"Plan {plan}: no text is known."
     acceptance = context.catalog.marketplace.acceptance(plan)
     return Terms(plan=plan, text=shown, digest=digest(shown), acceptance=acceptance)
 
@@ -121,7 +121,7 @@ def accept(context: Context, text: str) -> Terms:
         accepted_at=datetime.now(UTC),
     )
     detail = {"subscription": acceptance.subscription, "sha256": found.digest}
-    act = Act("marketplace.terms.accept", f"plan {_name(found.plan)}", detail)
+    act = Act("marketplace.terms.accept", f"plan {found.plan}", detail)
     context.catalog.marketplace.accept(acceptance, act)
     return replace(found, acceptance=acceptance)
 
@@ -134,7 +134,7 @@ def cancel(context: Context, text: str) -> Terms:
     """
     found = terms(context, text)
     detail = {"subscription": context.scope.subscription}
-    act = Act("marketplace.terms.cancel", f"plan {_name(found.plan)}", detail)
+    act = Act("marketplace.terms.cancel", f"plan {found.plan}", detail)
     context.catalog.marketplace.cancel(found.plan, act)
     return replace(found, acceptance=None)
 
@@ -163,10 +163,6 @@ def _text(context: Context, known: Offers, plan: PurchasePlan) -> str | None:
         if offer.plan is not None and offer.purchase_plan == plan:
             return offer.plan.terms
     return context.catalog.marketplace.eula(plan) or None
-
-
-def _name(plan: PurchasePlan) -> str:
-    return f"{plan.publisher}:{plan.product}:{plan.name}"
 
 
 # -- entitlements

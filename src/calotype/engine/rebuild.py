@@ -102,7 +102,7 @@ def rebuild(
         )
     if every:
         found = retention.every_definition(context)
-        definitions = [_name(definition) for definition in found if definition.recipe]
+        definitions = [definition.reference for definition in found if definition.recipe]
     built: dict[str, Built] = {}
     for name in definitions:
         told = Rebuilt(definition=name)
@@ -120,7 +120,7 @@ def _rebuild(
 ) -> None:
     """Rebuild one definition and tell what happens; ``built`` are the recipes that this run has built."""
     definition = references.find_definition(context, told.definition)
-    told.definition = _name(definition)
+    told.definition = definition.reference
     told.recipe = _recipe(definition)
     if dry_run:
         told.outcome, told.version = Outcome.PLANNED, _place(context, definition).name
@@ -253,12 +253,8 @@ def _reference(version: ImageVersion | None) -> str | None:
 def _recipe(definition: ImageDefinition) -> str:
     if definition.recipe is None:
         raise InvalidInput(
-            f"image definition '{_name(definition)}' names no recipe",
+            f"image definition '{definition.reference}' names no recipe",
             hint="calotype gallery image-definition update "
-            f"{_name(definition)} --recipe NAME; calotype recipe list shows them",
+            f"{definition.reference} --recipe NAME; calotype recipe list shows them",
         )
     return definition.recipe
-
-
-def _name(definition: ImageDefinition) -> str:
-    return f"{definition.gallery}/{definition.name}"

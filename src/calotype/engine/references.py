@@ -131,7 +131,7 @@ def find_definition(context: Context, text: str) -> ImageDefinition:
     if number is not None:
         raise InvalidInput(
             f"'{text}' names a version",
-            hint=f"leave out the version: {definition.gallery}/{definition.name}",
+            hint=f"leave out the version: {definition.reference}",
         )
     return definition
 
@@ -147,7 +147,7 @@ def find_place(context: Context, text: str) -> tuple[ImageDefinition, Version]:
     definition, number = _split(context, text)
     wanted = version(number)
     if wanted is None:
-        name = f"{definition.gallery}/{definition.name}"
+        name = definition.reference
         raise InvalidInput(
             f"'{text}' does not say which number the version is to have",
             hint=f"such as {name}/1.0.0; calotype gallery image-version list {name} shows what there is",

@@ -88,7 +88,7 @@ def replicate(context: Context, version: ImageVersion, regions: Sequence[str] = 
     before = (replica.region for replica in context.catalog.replicas.of(version.id))
     regions = wanted or [region for region in before if region not in version.excluded_regions]
     act = Act(
-        "image-version.replicate",
+        "version.replicate",
         f"image version {version.reference}",
         {"image": version.id, "regions": list(regions)},
     )
@@ -119,7 +119,7 @@ def withdraw(context: Context, version: ImageVersion, regions: Collection[str]) 
         NotFound, Forbidden: there is no such version, or the caller may not change it.
     """
     act = Act(
-        "image-version.withdraw",
+        "version.withdraw",
         f"image version {version.reference}",
         {"image": version.id, "regions": sorted(regions)},
     )

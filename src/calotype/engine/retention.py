@@ -120,7 +120,7 @@ def retain(context: Context, reference: str | None, *, dry_run: bool = False) ->
     if reference is not None:
         definition = references.find_definition(context, reference)
         if definition.retention is None:
-            name = f"{definition.gallery}/{definition.name}"
+            name = definition.reference
             raise InvalidInput(
                 f"image definition '{name}' does not say which versions to keep",
                 hint=f"calotype gallery image-definition update {name} --retain-versions 5",
@@ -148,7 +148,7 @@ def _retain(context: Context, definition: ImageDefinition, *, dry_run: bool) -> 
     decisions = plan([*versions.each(definition.id)], policy, now, versions.users(definition.id))
     if not dry_run:
         decisions = [_carried_out(context, decision) for decision in decisions]
-    return Retained(f"{definition.gallery}/{definition.name}", tuple(decisions), purged)
+    return Retained(definition.reference, tuple(decisions), purged)
 
 
 def _carried_out(context: Context, decision: Decision) -> Decision:

@@ -138,6 +138,11 @@ class ImageDefinition:
     created_at: datetime
     scope: Scope = Scope()
 
+    @property
+    def reference(self) -> str:
+        """``GALLERY/DEFINITION``."""
+        return f"{self.gallery}/{self.name}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replica:

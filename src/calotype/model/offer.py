@@ -12,6 +12,9 @@ class PurchasePlan:
     product: str  # Azure's word for the offer
     name: str  # of the plan; Azure's word for the SKU
 
+    def __str__(self) -> str:
+        return f"{self.publisher}:{self.product}:{self.name}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Acceptance:
