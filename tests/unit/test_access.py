@@ -372,12 +372,6 @@ def test_a_contributor_goes_in(as_, vm):
 @pytest.mark.parametrize(
     "act",
     [
-        storage.stats,
-        storage.check,
-        lambda c: storage.prune(c, grace=timedelta()),
-        storage.repair,
-        lambda c: storage.copy(c, "/tmp/nowhere"),
-        adopt.adopt,
         lambda c: c.catalog.audit.list(),
         lambda c: c.catalog.audit.verify(),
         lambda c: c.catalog.every_image(),
@@ -397,6 +391,25 @@ def test_what_concerns_all_is_for_the_installations_owner(as_, act):
     with pytest.raises(Forbidden, match="for the installation's owner") as refused:
         act(oscar)
     assert "without --as" in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        storage.stats,
+        storage.check,
+        lambda c: storage.prune(c, grace=timedelta()),
+        storage.repair,
+        lambda c: storage.copy(c, "/tmp/nowhere"),
+        lambda c: storage.copy(c, "/tmp/nowhere", ["image"]),
+        adopt.adopt,
+    ],
+)
+def test_the_store_is_not_even_opened_for_others(as_, act):
+    oscar = as_("oscar", Role.OWNER, where=Where())
+    with pytest.raises(Forbidden, match=r"'oscar' may not .* store: that is for"):
+        act(oscar)
+    assert "repository" not in vars(oscar)
 
 
 # -- housekeeping sees everything
