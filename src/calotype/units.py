@@ -1,6 +1,7 @@
 """Sizes, times and shares as people write them, and text of others as people may see it."""
 
 import re
+from collections.abc import Sequence
 from datetime import timedelta
 
 from calotype.errors import InvalidInput
@@ -63,6 +64,12 @@ def one_line(text: str, limit: int = 1024) -> str:
     """As :func:`visible`, without ends of lines, cut off after ``limit`` characters."""
     shown = visible(text).replace("\n", "\\u000a").replace("\t", "\\u0009")
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def some(texts: Sequence[str], most: int = 5) -> str:
+    """The first of several texts, and how many more there are: ``a; b; and 3 more``."""
+    left = len(texts) - most
+    return "; ".join([*texts[:most], *([f"and {left} more"] if left > 0 else [])])
 
 
 def human_size(count: int | None) -> str:

@@ -3,18 +3,18 @@
 import re
 import sys
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from calotype.errors import InvalidInput
+from calotype.model import MAX_LUN
 from calotype.units import one_line
 
 #: For a file name that may be ``-``: standard input.
 StdinPath = Annotated[str, Parameter(allow_leading_hyphen=True)]
-#: The highest LUN of a data disk.
-MAX_LUN = 63
 #: For options that may be repeated.
 Repeat = Parameter(negative_iterable="", consume_multiple=True)
 
@@ -34,6 +34,11 @@ def pair(text: str) -> tuple[str, str]:
     if not separator or not key:
         raise InvalidInput(f"'{text}' is not KEY=VALUE")
     return key, value
+
+
+def pairs(texts: Iterable[str]) -> dict[str, str]:
+    """Each ``KEY=VALUE`` taken apart."""
+    return dict(map(pair, texts))
 
 
 def by_lun(texts: Iterable[str]) -> dict[int, str]:
@@ -56,6 +61,21 @@ def by_lun(texts: Iterable[str]) -> dict[int, str]:
             )
         found[int(lun)] = name
     return found
+
+
+def moment(text: str) -> datetime | None:
+    """The moment that ``2027-12-31`` or ``2027-12-31T12:00:00Z`` means; ``None`` for ``none``.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    if text.lower() in ("", "none"):
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+        return found.replace(tzinfo=found.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidInput(f"'{text}' is not a date", hint="such as 2027-12-31") from None
 
 
 def sha256(text: str | None) -> str | None:

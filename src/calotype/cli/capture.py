@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from calotype.cli.arguments import Repeat, pair
+from calotype.cli.arguments import Repeat, pairs
 from calotype.cli.common import Common, session
 from calotype.cli.generalize import StepOptions, explain, show_rehearsal
 from calotype.cli.image import summary
@@ -77,7 +77,7 @@ def capture(
         label=options.label,
         family=options.family,
         description=options.description,
-        tags=dict(pair(text) for text in options.tags),
+        tags=pairs(options.tags),
     )
     with session(common) as context:
         captured = capture_vm(context, vm_name, request)

@@ -1,9 +1,8 @@
 """``calotype subscription entitlement``: who may use offers that are not for everybody."""
 
-from datetime import UTC, datetime
-
 from cyclopts import App
 
+from calotype.cli.arguments import moment
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit
 from calotype.engine import purchase
@@ -22,7 +21,7 @@ COLUMNS: Columns = {
 
 
 @app.command
-def grant(name: str, *, expires: datetime | None = None, common: Common | None = None) -> None:
+def grant(name: str, *, expires: str | None = None, common: Common | None = None) -> None:
     """Entitle the subscription (--subscription); only the installation's owner can.
 
     Parameters
@@ -32,7 +31,7 @@ def grant(name: str, *, expires: datetime | None = None, common: Common | None =
     expires
         Until when (UTC): 2027-01-31. Without it, until it is revoked.
     """
-    until = expires.replace(tzinfo=UTC) if expires and expires.tzinfo is None else expires
+    until = moment(expires or "none")
     with session(common) as context:
         emit(common, purchase.grant(context, name, until))
 

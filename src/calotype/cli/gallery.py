@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from calotype.cli import GROUPS
-from calotype.cli.arguments import Repeat, pair
+from calotype.cli.arguments import Repeat, pairs
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, plain
 from calotype.engine import galleries, references
@@ -93,7 +93,7 @@ def create(
             name,
             description=description,
             soft_delete_days=soft_delete_days,
-            tags=dict(pair(text) for text in tags),
+            tags=pairs(tags),
         )
         emit(common, _record(made))
 
@@ -170,7 +170,7 @@ def update(
     if soft_delete_days is not None:
         changes["soft_delete_days"] = soft_delete_days
     if tags is not None:
-        changes["tags"] = dict(pair(text) for text in tags)
+        changes["tags"] = pairs(tags)
     if not changes:
         raise InvalidInput("nothing to change", hint="--description, --soft-delete-days, --tags")
     with session(common) as context:

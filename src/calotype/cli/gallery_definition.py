@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from calotype import units
-from calotype.cli.arguments import Repeat, pair
+from calotype.cli.arguments import Repeat, moment, pairs
 from calotype.cli.common import Common, session
 from calotype.cli.gallery import Page
 from calotype.cli.output import Columns, emit
@@ -98,23 +97,8 @@ class About:
         return found
 
 
-def moment(text: str) -> datetime | None:
-    """The moment that ``2027-12-31`` or ``2027-12-31T12:00:00Z`` means; ``None`` for ``none``.
-
-    Raises:
-        InvalidInput: it is none.
-    """
-    if text.lower() in ("", "none"):
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-        return found.replace(tzinfo=found.tzinfo or UTC).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise InvalidInput(f"'{text}' is not a date", hint="such as 2027-12-31") from None
-
-
 def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
-    return dict(pair(text) for text in texts if text)
+    return pairs(filter(None, texts))
 
 
 def _count(number: int) -> int | None:

@@ -5,10 +5,9 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from calotype.cli.arguments import Repeat, by_lun, pair, sha256
+from calotype.cli.arguments import Repeat, by_lun, moment, pairs, sha256
 from calotype.cli.common import Common, session
 from calotype.cli.gallery import Page
-from calotype.cli.gallery_definition import moment
 from calotype.cli.generalize import StepOptions
 from calotype.cli.image import summary
 from calotype.cli.output import Columns, emit, for_people, plain
@@ -186,7 +185,7 @@ def create(
     if chosen != DEFAULT and not generalize:
         raise InvalidInput("--enable and --disable are for --generalize")
     data = by_lun(data_disk)
-    words = dict(pair(text) for text in tags)
+    words = pairs(tags)
     options = (publishing or Publishing()).changes()
     with session(common) as context:
         place = versions.place(context, name, **options)

@@ -7,7 +7,7 @@ from cyclopts import App, Parameter
 
 from calotype import units
 from calotype.cli import GROUPS
-from calotype.cli.arguments import Repeat, StdinPath, by_lun, pair, sha256
+from calotype.cli.arguments import Repeat, StdinPath, by_lun, pairs, sha256
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import size as show_size
@@ -153,7 +153,7 @@ def create(
             vcpus=recommended_vcpus,
             memory=units.size(recommended_memory) if recommended_memory else None,
         ),
-        tags=dict(pair(text) for text in tags),
+        tags=pairs(tags),
     )
     upload = Upload(
         location=source,
@@ -253,7 +253,7 @@ def tag(
         The key of a tag to take away.
     """
     with session(common) as context:
-        emit(common, images.tag(context, name, dict(pair(text) for text in tags), remove).tags)
+        emit(common, images.tag(context, name, pairs(tags), remove).tags)
 
 
 @app.command

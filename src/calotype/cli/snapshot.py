@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from cyclopts import App
 
 from calotype.cli import GROUPS
-from calotype.cli.arguments import Repeat, pair
+from calotype.cli.arguments import Repeat, pairs
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people
 from calotype.cli.text import size as show_size
@@ -45,7 +45,7 @@ def create(
         KEY=VALUE.
     """
     with session(common) as context:
-        words = dict(pair(text) for text in tags)
+        words = pairs(tags)
         taken = snapshots.create(context, name, source, freeze=freeze, tags=words)
     emit(common, taken.snapshot)
     if for_people(common):

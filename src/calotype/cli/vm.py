@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 
 from calotype import units
 from calotype.cli import GROUPS
-from calotype.cli.arguments import Repeat, Seconds, StdinPath, pair, read
+from calotype.cli.arguments import Repeat, Seconds, StdinPath, pairs, read
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import say
@@ -156,7 +156,7 @@ def create(
             network=network,
             allow_duplicate_identity=allow_duplicate_identity,
             start=start,
-            tags=dict(pair(text) for text in tags),
+            tags=pairs(tags),
         )
         vm = launch.create_vm(context, request)
         for note in vm.notes:

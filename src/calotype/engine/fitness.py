@@ -12,11 +12,10 @@ from typing import Final
 from calotype.engine.context import Context
 from calotype.errors import CalotypeError, ReportRefused
 from calotype.model import ImageDefinition, ImageVersion, OsState, Verdict
-from calotype.units import one_line
+from calotype.units import one_line, some
 
 #: The line in an image's provenance that says that its owner knows what is in it.
 OVERRULED: Final = "shown to the community although it may hold secrets (recorded)"
-_SHOWN: Final = 5  # as many reasons, and secrets, as an objection names
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ def _of_its_content(context: Context, version: ImageVersion) -> Iterator[Objecti
     if proof.verdict.state in (Verdict.SPECIALIZED, Verdict.MIXED):
         yield Objection(
             version.reference,
-            f"holds what is one machine's or person's: {_some(proof.verdict.reasons)}",
+            f"holds what is one machine's or person's: {one_line(some(proof.verdict.reasons))}",
             f"calotype generalize {version.reference} --image NAME makes a clean copy; or --force (recorded)",
             grave=False,
         )
@@ -82,7 +81,7 @@ def _of_its_content(context: Context, version: ImageVersion) -> Iterator[Objecti
         paths = [f"{secret.path} ({secret.kind})" for secret in proof.secrets]
         yield Objection(
             version.reference,
-            f"holds what looks like secrets of applications: {_some(paths)}",
+            f"holds what looks like secrets of applications: {one_line(some(paths))}",
             "remove them and make a new version; or --force if everybody may have them (recorded)",
             grave=False,
         )
@@ -99,8 +98,3 @@ def _look(context: Context, version: ImageVersion) -> None:
 
 def _notes(version: ImageVersion) -> tuple[str, ...]:
     return version.image.provenance.notes
-
-
-def _some(lines: tuple[str, ...] | list[str]) -> str:
-    more = f"; and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    return one_line("; ".join(lines[:_SHOWN])) + more

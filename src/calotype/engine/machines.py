@@ -11,8 +11,16 @@ from calotype.engine import bases, names
 from calotype.engine.context import Context
 from calotype.errors import Conflict, InvalidInput, NotAllowed, NotFound
 from calotype.machine import MachineSpec
-from calotype.machine.spec import MAX_LUN
-from calotype.model import MIB, Caching, ManagedDisk, PowerState, Role, Snapshot, VirtualMachine
+from calotype.model import (
+    MAX_LUN,
+    MIB,
+    Caching,
+    ManagedDisk,
+    PowerState,
+    Role,
+    Snapshot,
+    VirtualMachine,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from calotype.engine import look, names
 from calotype.engine.context import Context
 from calotype.errors import InvalidInput
 from calotype.model import (
+    MAX_LUN,
     Image,
     ImageDefinition,
     ImageVersion,
@@ -23,8 +24,6 @@ from calotype.model import (
     VirtualMachine,
 )
 
-#: The highest LUN of a data disk.
-MAX_LUN = 63
 #: Whose firmware is known: of what came otherwise the disk says which it can be.
 _STARTED = (SourceKind.VM, SourceKind.IMAGE)
 

@@ -24,13 +24,12 @@ from calotype.model import (
     Stage,
     Verdict,
 )
-from calotype.units import one_line
+from calotype.units import one_line, some
 
 #: Azure's rule; without a hyphen in it, no prefix can look like another gallery's whole name.
 _PREFIX: Final = re.compile(r"[A-Za-z0-9]{5,16}")
 _MAIL: Final = re.compile(r"[^\s@<>]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _LONGEST: Final = 2048
-_SHOWN: Final = 5  # as many objections, and secrets, as a refusal names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,10 +166,9 @@ def _refuse(gallery: Gallery, objections: list[Objection], *, force: bool) -> No
     standing = [o for o in objections if o.grave or not force]
     if not standing:
         return
-    told = "; ".join(map(str, standing[:_SHOWN]))
-    more = f"; and {len(standing) - _SHOWN} more" if len(standing) > _SHOWN else ""
+    told = some([str(objection) for objection in standing])
     raise NotAllowed(
-        f"not everything in gallery '{gallery.name}' is for everybody: {told}{more}",
+        f"not everything in gallery '{gallery.name}' is for everybody: {told}",
         hint=standing[0].cure,
     )
 

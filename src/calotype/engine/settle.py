@@ -9,9 +9,7 @@ from calotype.engine.places import Place
 from calotype.errors import InvalidInput
 from calotype.guest import GeneralizeReport, Proof
 from calotype.model import Image, OsState, OsType, Verdict
-
-#: As many reasons as a refusal names.
-_SHOWN = 4
+from calotype.units import some
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ def settle(
     if declared is None:
         if proof.verdict is Verdict.UNKNOWN:
             raise InvalidInput(
-                f"cannot see whether '{image.name}' is generalized: {_some(proof.reasons)}",
+                f"cannot see whether '{image.name}' is generalized: {some(proof.reasons)}",
                 hint="say so: --os-state Generalized (makes many VMs) or Specialized (one machine)",
             )
         return Settled(replace(image, os_state=state_of(proof)))
@@ -57,11 +55,11 @@ def settle(
             _contradiction(image.name, proof, declared, against), hint=_cure(image, declared)
         )
     if against:
-        note = f"declared {declared} {how}, but its disk looks {proof.verdict}: {_some(against)}"
+        note = f"declared {declared} {how}, but its disk looks {proof.verdict}: {some(against)}"
         return Settled(noted(image, note), against)
     if proof.verdict is Verdict.UNKNOWN:
         return Settled(
-            noted(image, f"declared {declared}; nobody could look: {_some(proof.reasons)}")
+            noted(image, f"declared {declared}; nobody could look: {some(proof.reasons)}")
         )
     return Settled(image)
 
@@ -86,10 +84,12 @@ def _cure(image: Image, declared: OsState) -> str:
 
 def _contradiction(name: str, proof: Proof, declared: OsState, against: tuple[str, ...]) -> str:
     if declared is OsState.GENERALIZED:
-        return f"'{name}' is declared Generalized, but its disk looks {proof.verdict}: {_some(against)}"
+        return (
+            f"'{name}' is declared Generalized, but its disk looks {proof.verdict}: {some(against)}"
+        )
     return (
         f"'{name}' is declared Specialized, but its disk is generalized: as a specialized one it would "
-        f"start without a user or a host name ({_some(against)})"
+        f"start without a user or a host name ({some(against)})"
     )
 
 
@@ -151,8 +151,3 @@ def noted(image: Image, note: str) -> Image:
     """The image with another line in its provenance."""
     provenance = replace(image.provenance, notes=(*image.provenance.notes, note))
     return replace(image, provenance=provenance)
-
-
-def _some(reasons: tuple[str, ...]) -> str:
-    more = len(reasons) - _SHOWN
-    return "; ".join(reasons[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")

@@ -11,13 +11,10 @@ from typing import Literal, NamedTuple, Protocol
 
 from calotype.errors import InvalidInput
 from calotype.machine.channel import connect
-from calotype.model import Caching, Consistency, Generation, Network, PowerState
+from calotype.model import MAX_LUN, Caching, Consistency, Generation, Network, PowerState
 
 _DISK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,35}")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
-
-#: The highest LUN of a data disk (Azure's largest sizes have 64 data disks).
-MAX_LUN = 63
 
 
 @dataclass(frozen=True, slots=True)

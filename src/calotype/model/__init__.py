@@ -35,6 +35,7 @@ from calotype.model.gallery import (
 )
 from calotype.model.image import (
     GIB,
+    MAX_LUN,
     MIB,
     Architecture,
     Caching,
@@ -68,6 +69,7 @@ __all__ = [
     "DEFAULT_SUBSCRIPTION",
     "GIB",
     "INSTALLATION",
+    "MAX_LUN",
     "MIB",
     "Acceptance",
     "Architecture",

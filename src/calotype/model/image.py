@@ -9,6 +9,8 @@ from calotype.model.offer import PurchasePlan
 
 GIB = 1 << 30
 MIB = 1 << 20
+#: The highest LUN of a data disk (Azure's largest sizes have 64 data disks).
+MAX_LUN = 63
 
 
 class OsType(StrEnum):
