@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from unittest.mock import Mock
 
 import pytest
+from tests.published import a_definition
 from tests.unit import market
 from tests.unit.web import serving
 
@@ -269,18 +270,7 @@ def test_both_follow_an_image_to_all_that_descends(context, acme, elsewhere):
     specialized = CaptureRequest(name="captured", os_state=OsState.SPECIALIZED, force=True)
     captured = capture_vm(context, "vm1", specialized).image
     copy = generalize_image(context, "captured", Managed("copied"), DEFAULT).image
-    galleries.create_gallery(context, "gal")
-    galleries.create_definition(
-        context,
-        "gal",
-        "web",
-        os_type=OsType.LINUX,
-        os_state=OsState.GENERALIZED,
-        generation=Generation.V1,
-        publisher="we",
-        offer="web",
-        sku="one",
-    )
+    a_definition(context, generation=Generation.V1, os_state=OsState.GENERALIZED)
     version = versions.of_image(context, versions.place(context, "gal/web/1.0.0"), "copied").image
     snapshots.create(context, "snap", made.os_disk.name)
     of_snapshot = versions.of_snapshots(
@@ -372,18 +362,7 @@ def test_neither_is_left_behind_on_data_disks(context, acme, elsewhere):
     specialized = CaptureRequest(name="captured", os_state=OsState.SPECIALIZED, force=True)
     captured = capture_vm(context, "carrier", specialized).image
     snapshots.create(context, "free", free.os_disk.name)
-    galleries.create_gallery(context, "gal")
-    galleries.create_definition(
-        context,
-        "gal",
-        "web",
-        os_type=OsType.LINUX,
-        os_state=OsState.SPECIALIZED,
-        generation=Generation.V1,
-        publisher="we",
-        offer="web",
-        sku="one",
-    )
+    a_definition(context, generation=Generation.V1, os_state=OsState.SPECIALIZED)
     where = versions.place(context, "gal/web/1.0.0")
     version = versions.of_snapshots(context, where, "free", {0: "snap"}, force=True).image
     for image in (captured, version):

@@ -8,24 +8,14 @@ from calotype.catalog.audit import Act, append
 from calotype.catalog.lineage import mark_revoked
 from calotype.catalog.part import Part
 from calotype.catalog.tables import communities
-from calotype.errors import Conflict, Forbidden, NotFound
+from calotype.errors import Conflict, NotFound
 from calotype.model import FollowedCommunity
+
+_FOLLOW = "say which installations are followed"
 
 
 class Communities(Part):
     """The followed installations in a catalogue; each method is one transaction."""
-
-    def require_owner(self) -> None:
-        """Refuse whoever does not own the installation.
-
-        Raises:
-            Forbidden: the caller does not.
-        """
-        if not self._access.unlimited:
-            raise Forbidden(
-                "whom an installation follows, and what it publishes, is for its owner to say",
-                hint="run the command without --as",
-            )
 
     def add(self, community: FollowedCommunity, act: Act) -> None:
         """Follow an installation.
@@ -34,7 +24,7 @@ class Communities(Part):
             Conflict: the name is taken.
             Forbidden: the caller does not own this installation.
         """
-        self.require_owner()
+        self._access.require_all(_FOLLOW)
         with self._write() as db:
             if _row(db, community.name) is not None:
                 raise Conflict(
@@ -74,7 +64,7 @@ class Communities(Part):
 
     def set_mirrors(self, name: str, mirrors: tuple[str, ...], act: Act) -> None:
         """Say where an installation's tree is to be had."""
-        self.require_owner()
+        self._access.require_all(_FOLLOW)
         with self._write() as db:
             here = communities.c.name == name
             db.execute(update(communities).where(here).values(mirrors=list(mirrors)))
@@ -82,7 +72,7 @@ class Communities(Part):
 
     def remove(self, name: str, act: Act) -> None:
         """Follow an installation no longer; harmless when it is gone."""
-        self.require_owner()
+        self._access.require_all(_FOLLOW)
         with self._write() as db:
             db.execute(delete(communities).where(communities.c.name == name))
             append(db, act)
@@ -93,7 +83,7 @@ class Communities(Part):
         Raises:
             Forbidden: the caller does not own this installation.
         """
-        self.require_owner()
+        self._access.require_all(_FOLLOW)
         with self._write() as db:
             for image_id, reason in reasons.items():
                 mark_revoked(db, image_id, reason)

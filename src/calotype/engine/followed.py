@@ -108,7 +108,7 @@ def add(
         Conflict: the name is taken, or a public name in there is.
         Forbidden: the caller does not own this installation.
     """
-    context.catalog.communities.require_owner()
+    context.require_all("follow other installations")
     places = [HttpMirror(place, allow) for place in dict.fromkeys((url, *mirrors))]
     name = _called(name, url)
     with context.lock(f"community-{name}"):

@@ -403,20 +403,13 @@ def _imported(
 
 
 def _wanted(file: File, allow: tuple[str, ...]) -> Wanted:
-    if file.sha256 is not None:
-        return Wanted(
-            urls=file.urls,
-            algorithm="sha256",
-            digest=file.sha256,
-            size=file.size,
-            allow_addresses=allow,
-        )
-    if file.sha512 is None:
+    digest = file.sha256 or file.sha512
+    if digest is None:
         raise Untrusted(f"nobody says what {one_line(file.name, 80)} must hash to")
     return Wanted(
         urls=file.urls,
-        algorithm="sha512",
-        digest=file.sha512,
+        algorithm="sha256" if file.sha256 else "sha512",
+        digest=digest,
         size=file.size,
         allow_addresses=allow,
     )

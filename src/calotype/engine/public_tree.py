@@ -83,7 +83,7 @@ def export(
     """Write the public galleries to ``target``, a directory or another store.
 
     Args:
-        context: the installation; its owner's.
+        context: the installation.
         target: a path, a URL of a store, or a name of one in config.toml.
         lifetimes: how long signatures are believed.
         grace: how long what is not needed any more stays.
@@ -92,7 +92,9 @@ def export(
 
     Raises:
         Conflict: the tree is another publisher's, or the root ended.
+        Forbidden: the caller does not own this installation.
     """
+    context.require_all("export the public galleries")
     publisher = Publisher(context.home, lifetimes)
     publisher.create(root_keys=root_keys, threshold=threshold)
     publisher.require_current()
@@ -121,7 +123,9 @@ def refresh(context: Context, target: str, *, lifetimes: Lifetimes | None = None
     Raises:
         NotFound: nothing was exported there.
         Conflict: the tree is another publisher's, or the root ended.
+        Forbidden: the caller does not own this installation.
     """
+    context.require_all("export the public galleries")
     publisher = Publisher(context.home, lifetimes)
     publisher.require_current()
     with context.lock("community-export"), _opened(context, target) as (objects, cache):
