@@ -522,6 +522,41 @@ def dump(catalog: Catalog) -> list[object]:
         return [db.exec_driver_sql(f'SELECT * FROM "{name}"').fetchall() for name in list(names)]
 
 
+READS: dict[str, Callable[[Catalog, Scope], object]] = {
+    "image": lambda c, s: c.image(image(s).id),
+    "image of a version": lambda c, s: c.image(version(s).id),
+    "VM": lambda c, s: c.vm(machine(s).id),
+    "disk": lambda c, s: c.disk(disk(s, "loose").id),
+    "disk of a VM": lambda c, s: c.disk(machine(s).os_disk.id),
+    "restore point": lambda c, s: c.restore_points.get(point(s).id),
+    "restore points": lambda c, s: c.restore_points.list(machine(s).id),
+    "snapshot": lambda c, s: c.snapshots.get(snapshot(s).id),
+    "gallery": lambda c, s: c.galleries.get(gallery(s).id),
+    "definition": lambda c, s: c.galleries.definition(gallery(s).id, "definition"),
+    "definition by id": lambda c, s: c.galleries.definition_of(definition(s).id),
+    "definitions": lambda c, s: c.galleries.definitions(gallery(s).id),
+    "version": lambda c, s: c.versions.get(definition(s).id, Version(1, 0, 0)),
+    "version of an image": lambda c, s: c.versions.of_image(version(s).id),
+    "latest": lambda c, s: c.versions.latest(definition(s).id),
+    "versions": lambda c, s: c.versions.list(definition(s).id),
+    "users": lambda c, s: c.versions.users(definition(s).id),
+    "replicas": lambda c, s: c.replicas.of(version(s).id),
+    "role": lambda c, s: c.roles.get(assignment(s).id),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("role", [Role.READER, None])
+def test_what_is_read_by_its_id_needs_a_reader(fresh, role, place):
+    mine = caller(fresh(), role)
+    for read in READS.values():
+        if role is not None and place == "own":
+            assert read(mine, PLACES[place]) is not None
+        else:
+            with pytest.raises(NotFound):
+                read(mine, PLACES[place])
+
+
 def test_what_joins_two_needs_the_role_for_both(fresh):
     catalog, own, other = caller(fresh(), C), PLACES["own"], PLACES["other group"]
     joins = (
