@@ -7,16 +7,18 @@ descends from it.
 import hashlib
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from calotype.catalog import Act
 from calotype.catalog.audit import current_actor
-from calotype.engine import offers
 from calotype.engine.context import Context
-from calotype.engine.offers import Offers
 from calotype.errors import InvalidInput, NotFound, PurchaseRefused
 from calotype.market.urn import NAME
 from calotype.model import Acceptance, Entitlement, Image, PurchasePlan
 from calotype.units import one_line
+
+if TYPE_CHECKING:
+    from calotype.engine.offers import Offers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +80,7 @@ def _require_accepted(context: Context, image: Image, plan: PurchasePlan) -> Non
             f"'{image.name}' is to be had only after that",
             hint=cure,
         )
-    text = _text(context, offers.load(context, ask=False), plan)
+    text = _text(context, _offers(context, ask=False), plan)
     if text is not None and accepted.digest != digest(text):
         raise PurchaseRefused(
             f"the terms of plan '{plan}' were changed since {accepted.principal} accepted them on "
@@ -96,7 +98,7 @@ def terms(context: Context, text: str) -> Terms:
     Raises:
         NotFound: there is no such offer or plan, or the offer needs no acceptance.
     """
-    known = offers.load(context)
+    known = _offers(context)
     plan = _plan(context, known, text)
     shown = _text(context, known, plan) or f"Plan {plan}: no text is known."
     acceptance = context.catalog.marketplace.acceptance(plan)
@@ -144,7 +146,13 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _plan(context: Context, known: Offers, text: str) -> PurchasePlan:
+def _offers(context: Context, *, ask: bool = True) -> "Offers":
+    from calotype.engine import offers  # noqa: PLC0415 (loads much; few images have a plan)
+
+    return offers.load(context, ask=ask)
+
+
+def _plan(context: Context, known: "Offers", text: str) -> PurchasePlan:
     urn = known.urn(text)
     named = PurchasePlan(urn.publisher, urn.offer, urn.sku)
     if any(offer.purchase_plan == named for offer in known.catalogue):
@@ -157,7 +165,7 @@ def _plan(context: Context, known: Offers, text: str) -> PurchasePlan:
     return found.purchase_plan
 
 
-def _text(context: Context, known: Offers, plan: PurchasePlan) -> str | None:
+def _text(context: Context, known: "Offers", plan: PurchasePlan) -> str | None:
     """The terms of a plan today: its catalogue's, else those of an image that has it; ``None``: unknown."""
     for offer in known.catalogue:
         if offer.plan is not None and offer.purchase_plan == plan:
