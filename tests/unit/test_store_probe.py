@@ -98,6 +98,7 @@ def test_a_server_that_passed_is_not_asked_again(monkeypatch):
         seal({"version": 1}),
         seal({"version": 1, "time": "now"}),
     ],
+    ids=("empty", "other version", "old", "to come", "no time", "no number"),
 )
 def test_a_mark_that_is_old_or_strange_counts_for_nothing(mark):
     store = IgnoresRanges()
