@@ -46,7 +46,7 @@ def create(lazy, name, *options):
     return Path(lazy.home) / "vms" / made["id"]
 
 
-def wait(condition, seconds=120.0):
+def wait(condition, seconds=300.0):  # other guests may have the processors
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
