@@ -106,7 +106,7 @@ def _capture(disks: list[Capture], path: Path) -> Path:
 def catalogue(rows: Sequence[Mapping[str, Any]], target: float, path: Path) -> Path:
     """Draw the 99th percentile of each call on the catalogue over the number of versions."""
     with mpl.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(7.2, 3.6))
+        figure, axes = plt.subplots(figsize=(8.6, 3.6))
         for work in dict.fromkeys(row["work"] for row in rows):
             points = [(row["versions"], row["p99_ms"]) for row in rows if row["work"] == work]
             axes.plot(*zip(*points, strict=True), marker="o", linewidth=1, label=work)
@@ -115,7 +115,7 @@ def catalogue(rows: Sequence[Mapping[str, Any]], target: float, path: Path) -> P
         axes.set_yscale("log")
         axes.set_xlabel("image versions")
         axes.set_ylabel("p99 of a call, ms")
-        axes.legend(frameon=False, fontsize=8, ncols=2)
+        axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return _save(figure, path)
 
 
