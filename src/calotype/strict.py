@@ -1,12 +1,26 @@
 """JSON from strangers: one meaning, bounded size and depth; and JSON for digests: one spelling."""
 
 import json
+import re
 from typing import Any, NoReturn
 
 from calotype.errors import InvalidInput
 
 _DEPTH = 24
 _DIGITS = 20  # of a whole number
+
+# Texts, where brackets mean nothing; one without an end reaches to the end of the data (of the line).
+_JSON_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_TOML_TEXT = re.compile(
+    rb'"""(?:[^"\\]|\\.|"(?!""))*+(?:"{3,5}+)?'
+    rb"|'''(?:[^']|'(?!''))*+(?:'{3,5}+)?"
+    rb'|"(?:[^"\\\n]|\\.)*+"?'
+    rb"|'[^'\n]*+'?"
+    rb"|#[^\n]*+",
+    re.DOTALL,
+)
+_BRACKETS = b"[]{}"
+_OTHER = bytes(set(range(256)) - set(_BRACKETS))
 
 
 def canonical(value: Any) -> bytes:
@@ -28,6 +42,7 @@ def read_json(data: bytes, *, limit: int, what: str) -> Any:
     """
     if len(data) > limit:
         raise InvalidInput(f"{what} is larger than {limit} bytes")
+    require_shallow(data, what)
     try:
         text = data.decode()
         value = json.loads(
@@ -40,11 +55,27 @@ def read_json(data: bytes, *, limit: int, what: str) -> Any:
         _require_shape(value)
     except UnicodeDecodeError:
         raise InvalidInput(f"{what} is not UTF-8") from None
-    except RecursionError:
-        raise InvalidInput(f"{what} is nested too deeply") from None
     except ValueError as error:
         raise InvalidInput(f"{what} is not JSON that can be trusted: {error}") from None
     return value
+
+
+def require_shallow(data: bytes, what: str, *, toml: bool = False) -> None:
+    """Refuse JSON (or TOML) whose arrays and objects are deeper than 48, before a parser sees it.
+
+    Parsers go down with the data. One that ends in a RecursionError is too late: what Python happens to
+    tidy up at that depth fails too, silently.
+
+    Raises:
+        InvalidInput: it is so deep, or its brackets have no partners; ``what`` names it.
+    """
+    brackets = (_TOML_TEXT if toml else _JSON_TEXT).sub(b"", data).translate(None, _OTHER)
+    for _ in range(_DEPTH):
+        if not brackets:
+            return
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    if brackets:
+        raise InvalidInput(f"{what} is nested too deeply, or a bracket has no partner")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

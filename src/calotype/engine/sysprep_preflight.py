@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from calotype.errors import GuestError
+from calotype.errors import GuestError, InvalidInput
 from calotype.guest.windows_log import printable
 from calotype.guest.windows_roles import HYPER_V, ROLES
 from calotype.machine import Agent
+from calotype.strict import require_shallow
 
 _TIMEOUT = 600.0  # seconds: listing features and packages takes a small VM minutes
 _LONGEST = 1 << 20  # bytes of its answer
@@ -83,9 +84,10 @@ def parse(answer: bytes) -> Preflight:
         GuestError: it is no such answer.
     """
     try:
+        require_shallow(answer[:_LONGEST], "the answer")
         lines = answer[:_LONGEST].decode("utf-8-sig").strip().splitlines()
         said = json.loads(lines[-1]) if lines else None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, InvalidInput) as error:
         raise GuestError("the pre-flight of Sysprep answers what cannot be read") from error
     if not isinstance(said, dict) or not _ROOT.fullmatch(str(said.get("windows"))):
         raise GuestError("the pre-flight of Sysprep does not say where Windows is")

@@ -15,12 +15,14 @@ from typing import IO
 
 from tuf.api import exceptions
 from tuf.api.metadata import Metadata, Targets, Timestamp
+from tuf.api.serialization import DeserializationError
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from calotype.disk.durable import fsync_directory, write_private
 from calotype.engine.mirror import HttpMirror
-from calotype.errors import CalotypeError, NotFound, StoreUnavailable, Untrusted
+from calotype.errors import CalotypeError, InvalidInput, NotFound, StoreUnavailable, Untrusted
 from calotype.public.metadata import METADATA, TARGETS
+from calotype.strict import require_shallow
 
 _LIMITS = UpdaterConfig(
     max_root_rotations=64,
@@ -164,10 +166,13 @@ class _Fetcher(FetcherInterface):
     def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:
         try:
             data = self._mirror.get(url.removeprefix(self._mirror.url), max_length)
+            require_shallow(data, "it")
         except NotFound as error:
             raise exceptions.DownloadHTTPError(error.message, 404) from None
         except Untrusted as error:
             raise exceptions.DownloadLengthMismatchError(error.message) from None
+        except InvalidInput as error:
+            raise DeserializationError(error.message) from None
         except CalotypeError as error:
             raise exceptions.DownloadError(error.message) from None
         yield BytesIO(data)

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from calotype.errors import TimedOut, ToolFailed
+from calotype.errors import InvalidInput, TimedOut, ToolFailed
+from calotype.strict import require_shallow
 
 #: The longest line that is read; both ends of these channels are hostile until shown otherwise.
 MAX_LINE = 64 << 20
@@ -107,9 +108,10 @@ class Channel:
             if len(self._buffer) > MAX_LINE:
                 raise ToolFailed(f"{self._what} sends lines without an end")
         # The agent marks the start of a fresh conversation by 0xff; what stands before is stale.
-        line = self._buffer[:end].rpartition(b"\xff")[2]
+        line = bytes(self._buffer[:end].rpartition(b"\xff")[2])
         del self._buffer[: end + 1]
-        with contextlib.suppress(ValueError, RecursionError):
+        with contextlib.suppress(ValueError, InvalidInput):
+            require_shallow(line, self._what)
             message = json.loads(line)
             if isinstance(message, dict):
                 return message

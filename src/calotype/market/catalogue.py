@@ -13,6 +13,7 @@ from calotype.market.check import require_key, require_offer
 from calotype.market.offer import Checksums, Key, Offer, SimpleStreams
 from calotype.market.urn import Urn
 from calotype.model import Architecture, OsType
+from calotype.strict import require_shallow
 from calotype.units import one_line
 
 MAX_CATALOGUE = 4 << 20
@@ -162,11 +163,10 @@ def parse_catalogue(
         raise InvalidInput(f"the catalogue is larger than {MAX_CATALOGUE} bytes")
     try:
         plain = text if isinstance(text, str) else text.decode()
+        require_shallow(plain.encode(), "the catalogue", toml=True)
         file = msgspec.convert(tomllib.loads(plain), _File)
     except UnicodeDecodeError:
         raise InvalidInput("the catalogue is not UTF-8") from None
-    except RecursionError:
-        raise InvalidInput("the catalogue is nested too deeply") from None
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError) as error:
         raise InvalidInput(
             f"the catalogue cannot be read: {one_line(str(error), 200)}",

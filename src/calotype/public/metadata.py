@@ -25,7 +25,8 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
-from calotype.errors import Untrusted
+from calotype.errors import InvalidInput, Untrusted
+from calotype.strict import require_shallow
 
 Role = Literal["root", "targets", "snapshot", "timestamp"]
 ROLES: Final[tuple[Role, ...]] = ("root", "targets", "snapshot", "timestamp")
@@ -97,11 +98,12 @@ def read_root(data: bytes, what: str = "the root") -> Root:
         Untrusted: it is none, or they have not.
     """
     try:
+        require_shallow(data, what)
         metadata = Metadata[Root].from_bytes(data)
         if not isinstance(metadata.signed, Root):
             raise Untrusted(f"{what} is other metadata than a root")
         metadata.signed.verify_delegate("root", metadata.signed_bytes, metadata.signatures)
-    except RepositoryError as error:
+    except (RepositoryError, InvalidInput) as error:
         raise Untrusted(
             f"{what} does not hold: {error}",
             hint="ask the publisher for the address and the fingerprint of the tree",
