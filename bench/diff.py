@@ -206,7 +206,7 @@ def measure(case: str, env: dict[str, str], work: Path, runs: int) -> dict[str, 
 #: The same command without the store's knowledge of chunks: every content of equal size is read and hashed.
 _BLIND = """
 import sys
-import calotype.engine.diff as engine
+import calotype.engine.proof.diff as engine
 from calotype.cli import run
 real = engine.diff
 engine.diff = lambda a, b, judge: real(a, b)

@@ -33,11 +33,12 @@ from tests.servers.run import seaweedfs
 
 from calotype import wire
 from calotype.config import Home
-from calotype.engine import bases, launch, machines
+from calotype.engine import launch, machines
+from calotype.engine.base import bases
+from calotype.engine.base.partial import Partial
 from calotype.engine.context import Context
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest
-from calotype.engine.partial import Partial
 from calotype.engine.sources import Upload
 from calotype.model import MIB, OsState
 from calotype.recipe import build

@@ -6,8 +6,8 @@ import zlib
 from dataclasses import replace
 from typing import Literal
 
-from calotype.engine.bootreport import Artifact, BootReport, CloneReport, Difference
-from calotype.engine.statement import Rule
+from calotype.engine.boot.bootreport import Artifact, BootReport, CloneReport, Difference
+from calotype.engine.proof.statement import Rule
 from calotype.guest.generalize import GeneralizeReport, StepReport
 from calotype.guest.guest import Action, Edit
 from calotype.guest.inspect import Inspection

@@ -3,10 +3,12 @@
 import os
 
 from calotype import wire
-from calotype.engine import community, galleries, publishing, roles, versions
+from calotype.engine import roles
 from calotype.engine import subscriptions as engine_subscriptions
+from calotype.engine.community import community, publishing
+from calotype.engine.community.publishing import Publication
+from calotype.engine.gallery import galleries, versions
 from calotype.engine.import_ import ImageRequest, import_image
-from calotype.engine.publishing import Publication
 from calotype.engine.sources import Upload
 from calotype.model import MIB, Caller, Generation, OsState, OsType, Role, Scope
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from calotype.disk.base import Disk
 from calotype.disk.overlay import OverlayDisk
-from calotype.engine import bases, machines
+from calotype.engine import machines
+from calotype.engine.base import bases
 from calotype.engine.context import Context
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm

@@ -1,7 +1,7 @@
 """``python -m calotype.daemon``: the processes behind a base that is not whole. Nobody types this.
 
-    keep HOME INDEX LOCK SOCKET    looks after the base (:mod:`calotype.engine.keeper`)
-    fill HOME INDEX SOCKET         fills and serves it (:mod:`calotype.engine.filler`)
+    keep HOME INDEX LOCK SOCKET    looks after the base (:mod:`calotype.engine.base.keeper`)
+    fill HOME INDEX SOCKET         fills and serves it (:mod:`calotype.engine.base.filler`)
 
 LOCK and SOCKET are inherited descriptors.
 """
@@ -25,13 +25,13 @@ def main(role: str, root: str, index: str, *descriptors: str) -> None:
     home = Home(Path(root))
     numbers = [int(number) for number in descriptors]
     if role == "keep":
-        from calotype.engine.keeper import keep  # noqa: PLC0415 (each role imports its own)
+        from calotype.engine.base.keeper import keep  # noqa: PLC0415 (each role imports its own)
 
         os.chdir("/")
         held, listener = numbers
         keep(home, index, held, listener, lambda: _build(home))
     elif role == "fill":
-        from calotype.engine.filler import fill  # noqa: PLC0415 (each role imports its own)
+        from calotype.engine.base.filler import fill  # noqa: PLC0415 (each role imports its own)
 
         fill(_build(home), index, socket.socket(fileno=numbers[0]))
         logging.shutdown()

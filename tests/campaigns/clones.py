@@ -26,7 +26,7 @@ from tests.servers.meter import Meter, meter
 from tests.servers.run import Server, seaweedfs
 
 from calotype.config import Home
-from calotype.engine.partial import Partial
+from calotype.engine.base.partial import Partial
 from calotype.machine.layout import Layout
 from calotype.machine.qmp import Qmp
 

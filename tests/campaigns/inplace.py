@@ -31,8 +31,8 @@ from tests.used_vm import MIB, attach_new, contents, digest_of, os_disk, used_vm
 
 from calotype.engine import machines, storage
 from calotype.engine.context import Context
-from calotype.engine.inplace import generalize_vm
-from calotype.engine.restore import list_points, restore, take_restore_point
+from calotype.engine.generalize.inplace import generalize_vm
+from calotype.engine.generalize.restore import list_points, restore, take_restore_point
 from calotype.errors import CalotypeError
 from calotype.store.repack import SHARE
 

@@ -23,8 +23,8 @@ from calotype.disk.overlay import OverlayDisk
 from calotype.engine import images, machines, storage
 from calotype.engine.context import Context
 from calotype.engine.import_ import ImageRequest, import_image
-from calotype.engine.keys import private_key
 from calotype.engine.machines import seed_path
+from calotype.engine.proof.keys import private_key
 from calotype.engine.sources import Upload
 from calotype.errors import CalotypeError
 from calotype.model import OsState

@@ -12,7 +12,7 @@ from tests.servers.run import fresh
 from calotype import wire
 from calotype.config import Home
 from calotype.disk.base import read
-from calotype.engine import followed, public_tree
+from calotype.engine.community import followed, public_tree
 from calotype.model import MIB
 from calotype.store.location import open_store
 

@@ -9,7 +9,8 @@ from tests.servers.run import fresh
 from calotype import wire
 from calotype.config import SETTINGS, Home
 from calotype.disk.base import read
-from calotype.engine import replication, storage
+from calotype.engine import storage
+from calotype.engine.gallery import replication
 from calotype.model import MIB
 
 

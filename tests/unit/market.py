@@ -5,7 +5,7 @@ import subprocess
 
 from tests.unit.web import File
 
-from calotype.engine import offers
+from calotype.engine.marketplace import offers
 
 LOOPBACK = ("127.0.0.0/8",)
 

@@ -11,29 +11,24 @@ from calotype import wire
 from calotype.catalog import Act
 from calotype.engine import (
     adopt,
-    boottest,
     capture,
-    galleries,
-    generalize,
     guests,
     images,
-    inguest,
-    inplace,
     machines,
-    restore,
     roles,
     snapshots,
-    steps,
     storage,
     subscriptions,
-    sysprep,
-    verify,
 )
+from calotype.engine.boot import boottest
 from calotype.engine.capture import CaptureRequest
-from calotype.engine.evidence import read_evidence
+from calotype.engine.gallery import galleries
+from calotype.engine.gallery.places import Managed
+from calotype.engine.generalize import generalize, inguest, inplace, restore, steps, sysprep
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
-from calotype.engine.places import Managed
+from calotype.engine.proof import verify
+from calotype.engine.proof.evidence import read_evidence
 from calotype.engine.roles import Where
 from calotype.engine.sources import Upload
 from calotype.errors import Conflict, Forbidden, NotAllowed, NotFound

@@ -6,7 +6,8 @@ from tests.shelf import ACT, new_definition, new_gallery, new_image, publish
 from calotype import wire
 from calotype.catalog.galleries import Galleries
 from calotype.cli import run
-from calotype.engine import galleries, images, retention, roles
+from calotype.engine import images, roles
+from calotype.engine.gallery import galleries, retention
 from calotype.engine.roles import Where
 from calotype.errors import InvalidInput, NotAllowed, NotFound
 from calotype.model import DEFAULT_SUBSCRIPTION, Caller, Retention, Role

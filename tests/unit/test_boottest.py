@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calotype.engine import bootclone, bootwords
-from calotype.engine.bootlook import COLLECT, SETTLE, Login
-from calotype.engine.bootreport import (
+from calotype.engine.boot import bootclone, bootwords
+from calotype.engine.boot.bootlook import COLLECT, SETTLE, Login
+from calotype.engine.boot.bootreport import (
     BootReport,
     CloneReport,
     compare,
@@ -22,7 +22,7 @@ from calotype.engine.bootreport import (
     fingerprints,
     parse,
 )
-from calotype.engine.boottest import boot_test
+from calotype.engine.boot.boottest import boot_test
 from calotype.engine.context import Context
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import uids

@@ -20,10 +20,12 @@ from tests.published import (
     public,
 )
 
-from calotype.engine import community, lifecycle, publishing, references
+from calotype.engine import references
 from calotype.engine.capture import CaptureRequest, capture_vm
-from calotype.engine.evidence import write_evidence
+from calotype.engine.community import community, publishing
+from calotype.engine.gallery import lifecycle
 from calotype.engine.launch import VmRequest, create_vm
+from calotype.engine.proof.evidence import write_evidence
 from calotype.errors import Conflict, Forbidden, InvalidInput, NotAllowed, NotFound
 from calotype.model import (
     Architecture,
@@ -54,8 +56,8 @@ def followed(monkeypatch):
         return "pulled"
 
     module = SimpleNamespace(galleries=lambda _context: list(others.found), pull=pull)
-    monkeypatch.setitem(sys.modules, "calotype.engine.followed", module)
-    monkeypatch.setattr("calotype.engine.followed", module, raising=False)
+    monkeypatch.setitem(sys.modules, "calotype.engine.community.followed", module)
+    monkeypatch.setattr("calotype.engine.community.followed", module, raising=False)
     return others
 
 
@@ -202,7 +204,7 @@ def test_a_withdrawn_name_is_nobody_elses(here, followed):
 
 
 def test_a_withdrawn_gallery_is_shared_as_it_was(here):
-    from calotype.engine import galleries  # noqa: PLC0415 (one test)
+    from calotype.engine.gallery import galleries  # noqa: PLC0415 (one test)
 
     galleries.share(here, "gal", everyone=True)
     public(here)
@@ -257,12 +259,12 @@ def test_entitled_offers_stay_with_the_entitled(here, monkeypatch):
 def test_a_plan_is_shown_by_whoever_accepted_it(here, monkeypatch):
     plan = PurchasePlan("contoso", "server", "gold")
     a_definition(here, "gal", "gold", plan=plan)
-    monkeypatch.setattr("calotype.engine.purchase.require", lambda *_: None)
+    monkeypatch.setattr("calotype.engine.marketplace.purchase.require", lambda *_: None)
     a_version(here, owner="gal/gold")
     monkeypatch.undo()
     with pytest.raises(NotAllowed, match="has a plan"):
         publishing.publish(here, "gal", WANTED, force=True)
-    monkeypatch.setattr("calotype.engine.purchase.require", lambda *_: None)
+    monkeypatch.setattr("calotype.engine.marketplace.purchase.require", lambda *_: None)
     done = publishing.publish(here, "gal", WANTED)
     assert any("accept the terms of contoso:server:gold" in w for w in done.warnings)
 
@@ -309,7 +311,7 @@ def test_what_nobody_looked_into_is_looked_into(here, monkeypatch):
     evidence = here.home.evidence / version.id / "report.json"
     assert evidence.exists()
     evidence.unlink()
-    monkeypatch.setattr("calotype.engine.look.prove_index", lambda *_: SECRET)
+    monkeypatch.setattr("calotype.engine.proof.look.prove_index", lambda *_: SECRET)
     assert listed(here) == []
 
 

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.unit.web import File, Web, serving
 
-from calotype.engine import download, fetch
-from calotype.engine.download import Wanted, fetched
+from calotype.engine.base import fetch
+from calotype.engine.marketplace import download
+from calotype.engine.marketplace.download import Wanted, fetched
 from calotype.errors import InvalidInput, ToolFailed, Untrusted
 
 BODY = random.Random(1).randbytes(3_000_000)
@@ -359,7 +360,7 @@ from pathlib import Path
 from calotype import wire
 from calotype.cli.exits import guard
 from calotype.config import Home
-from calotype.engine.download import Wanted, fetched
+from calotype.engine.marketplace.download import Wanted, fetched
 
 def run():
     home, url, digest = sys.argv[1:]

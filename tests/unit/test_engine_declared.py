@@ -6,13 +6,13 @@ import pytest
 from tests.roots import build
 
 from calotype.engine.capture import CaptureRequest, capture_vm
-from calotype.engine.generalize import generalize_image, rehearse_image, rehearse_vm
+from calotype.engine.gallery.places import Managed
+from calotype.engine.generalize.generalize import generalize_image, rehearse_image, rehearse_vm
+from calotype.engine.generalize.steps import Steps
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
-from calotype.engine.places import Managed
+from calotype.engine.proof.verify import verify_image
 from calotype.engine.sources import Upload
-from calotype.engine.steps import Steps
-from calotype.engine.verify import verify_image
 from calotype.errors import Conflict, InvalidInput, NotAllowed
 from calotype.model import OsState, SourceKind, Verdict
 

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from calotype.engine import keys
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
+from calotype.engine.proof import keys
 from calotype.engine.sources import Upload
 from calotype.model import OsState
 from calotype.run import run

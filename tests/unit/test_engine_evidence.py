@@ -24,16 +24,15 @@ from calotype import cli, wire
 from calotype.catalog import Act
 from calotype.config import Home
 from calotype.disk.durable import write_private
-from calotype.engine import evidence as module
 from calotype.engine import images
 from calotype.engine.context import Context
-from calotype.engine.evidence import find_evidence, read_evidence, write_evidence
 from calotype.engine.export import export_image
 from calotype.engine.import_ import ImageRequest, import_image
-from calotype.engine.page import render
-from calotype.engine.signing import Keys
-from calotype.engine.sources import Upload
-from calotype.engine.statement import (
+from calotype.engine.proof import evidence as module
+from calotype.engine.proof.evidence import find_evidence, read_evidence, write_evidence
+from calotype.engine.proof.page import render
+from calotype.engine.proof.signing import Keys
+from calotype.engine.proof.statement import (
     PAYLOAD,
     PREDICATE,
     STATEMENT,
@@ -41,7 +40,8 @@ from calotype.engine.statement import (
     decode,
     encode,
 )
-from calotype.engine.verify_report import Outcome, verify_report
+from calotype.engine.proof.verify_report import Outcome, verify_report
+from calotype.engine.sources import Upload
 from calotype.errors import Conflict, InvalidInput, NotFound, ReportRefused
 from calotype.guest.steps import STEPS
 from calotype.model import MIB, Image, OsState, Verdict
@@ -222,7 +222,7 @@ def test_a_kill_at_any_write_leaves_the_last_good_report(context, image, room, n
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from calotype import wire; from calotype.config import Home\n"
-        "from calotype.engine.evidence import write_evidence\n"
+        "from calotype.engine.proof.evidence import write_evidence\n"
         "from tests.proofs import MIXED, booted\n"
         "room, nth = Path(sys.argv[1]), int(sys.argv[2])\n"
         "context = wire.build(home=Home(room / 'home')); image = context.catalog.image('web')\n"

@@ -6,8 +6,8 @@ import socket
 import pytest
 from tests.unit.web import File, serving
 
-from calotype.engine import fetch
-from calotype.engine.fetch import Remote, check_address, get, plain
+from calotype.engine.base import fetch
+from calotype.engine.base.fetch import Remote, check_address, get, plain
 from calotype.errors import Conflict, InvalidInput, NotFound, ToolFailed
 
 BODY = random.Random(1).randbytes(3_000_000)

@@ -13,12 +13,14 @@ from calotype import cli, wire
 from calotype.cli import inplace as commands
 from calotype.config import Home
 from calotype.disk.base import read
-from calotype.engine import inplace, look, machines, storage, sysprep, sysprep_preflight
+from calotype.engine import machines, storage
 from calotype.engine.capture import CaptureRequest, capture_vm
-from calotype.engine.inplace import generalize_vm
-from calotype.engine.restore import list_points, restore, take_restore_point
-from calotype.engine.steps import Steps
-from calotype.engine.sysprep_preflight import Obstacle, Preflight
+from calotype.engine.generalize import inplace, sysprep, sysprep_preflight
+from calotype.engine.generalize.inplace import generalize_vm
+from calotype.engine.generalize.restore import list_points, restore, take_restore_point
+from calotype.engine.generalize.steps import Steps
+from calotype.engine.generalize.sysprep_preflight import Obstacle, Preflight
+from calotype.engine.proof import look
 from calotype.errors import GuestError, InvalidInput, NotAllowed, TimedOut
 from calotype.guest import Proof
 from calotype.guest import steps as all_steps

@@ -17,11 +17,12 @@ from calotype.config import Home
 from calotype.disk.base import Extent, read
 from calotype.disk.nbd import NbdDisk
 from calotype.disk.view import RawSource
-from calotype.engine import bases, images, machines, storage
+from calotype.engine import images, machines, storage
+from calotype.engine.base import bases
+from calotype.engine.base.partial import Partial
 from calotype.engine.capture import CaptureRequest, capture_vm
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
-from calotype.engine.partial import Partial
 from calotype.engine.sources import Upload
 from calotype.errors import NotFound, StoreDamaged, ToolFailed
 from calotype.model import MIB, OsState

@@ -13,13 +13,14 @@ from calotype import wire
 from calotype.config import Home
 from calotype.engine import context as context_module
 from calotype.engine import export as export_module
-from calotype.engine import images, launch, machines, operation, settle, storage
+from calotype.engine import images, launch, machines, operation, storage
 from calotype.engine import moment as moment_module
 from calotype.engine.capture import CaptureRequest, capture_vm
 from calotype.engine.context import Context
 from calotype.engine.export import export_image
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
+from calotype.engine.proof import settle
 from calotype.engine.sources import Upload
 from calotype.errors import Conflict, NotFound, TimedOut
 from calotype.model import MIB, OsState, PowerState

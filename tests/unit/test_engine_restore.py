@@ -11,10 +11,16 @@ from tests.used_vm import MIB, attach_new, contents, os_disk, used_vm, write
 
 from calotype.catalog import Catalog
 from calotype.disk import blank
-from calotype.engine import adopt, bases, images, machines, storage
+from calotype.engine import adopt, images, machines, storage
+from calotype.engine.base import bases
 from calotype.engine.context import Context
+from calotype.engine.generalize.restore import (
+    delete_point,
+    list_points,
+    restore,
+    take_restore_point,
+)
 from calotype.engine.launch import VmRequest, create_vm
-from calotype.engine.restore import delete_point, list_points, restore, take_restore_point
 from calotype.errors import Conflict, NotAllowed, NotFound, StoreDamaged
 from calotype.model import Consistency, PowerState
 

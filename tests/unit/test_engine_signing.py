@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from securesystemslib.signer import SSlibKey
 
 from calotype.config import Home
-from calotype.engine.signing import Keys, PublicKey, open_envelope, read_key
+from calotype.engine.proof.signing import Keys, PublicKey, open_envelope, read_key
 from calotype.errors import CalotypeError, InvalidInput, NotFound, ReportRefused
 
 KIND = "application/vnd.in-toto+json"
@@ -74,7 +74,7 @@ def test_a_key_is_made_once_and_only_its_owner_reads_it(tmp_path):
 def test_two_processes_make_one_key(tmp_path):
     program = (
         "import sys; from pathlib import Path\n"
-        "from calotype.config import Home; from calotype.engine.signing import Keys\n"
+        "from calotype.config import Home; from calotype.engine.proof.signing import Keys\n"
         "sys.stdin.read(1); print(Keys(Home(Path(sys.argv[1]))).own().id)\n"
     )
     children = [

@@ -23,10 +23,11 @@ from calotype import wire
 from calotype.config import Home
 from calotype.disk import draft
 from calotype.disk.base import read
-from calotype.engine import fetch, remote
-from calotype.engine.fetch import Remote
+from calotype.engine.base import fetch
+from calotype.engine.base.fetch import Remote
+from calotype.engine.generalize import remote
+from calotype.engine.generalize.remote import BLOCK, RemoteFile
 from calotype.engine.import_ import ImageRequest, import_image
-from calotype.engine.remote import BLOCK, RemoteFile
 from calotype.engine.sources import Upload
 from calotype.errors import Conflict, DiskRefused, InvalidInput, ToolFailed
 from calotype.model import MIB, OsState, SourceKind

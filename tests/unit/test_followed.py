@@ -13,9 +13,9 @@ from calotype import wire
 from calotype.catalog import Act
 from calotype.config import Home
 from calotype.disk.base import read
-from calotype.engine import community, followed, public_tree, publishing
-from calotype.engine.lifecycle import turn
-from calotype.engine.publisher import Publisher
+from calotype.engine.community import community, followed, public_tree, publishing
+from calotype.engine.community.publisher import Publisher
+from calotype.engine.gallery.lifecycle import turn
 from calotype.engine.usable import require_usable
 from calotype.errors import (
     Conflict,

@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 
 from calotype import wire
 from calotype.catalog import Act
-from calotype.engine import (
-    galleries,
-    images,
-    lifecycle,
-    references,
-    roles,
-    subscriptions,
-    versions,
-)
+from calotype.engine import images, references, roles, subscriptions
+from calotype.engine.gallery import galleries, lifecycle, versions
 from calotype.errors import Conflict, Forbidden, InvalidInput, NotAllowed, NotFound
 from calotype.model import (
     GIB,

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from tests.unit.test_gallery import OTHER, a_definition, an_image, publish
 
 from calotype import wire
-from calotype.engine import community, galleries, marketplace, references
+from calotype.engine import references
+from calotype.engine.community import community
+from calotype.engine.gallery import galleries
+from calotype.engine.marketplace import marketplace
 from calotype.errors import CalotypeError, InvalidInput, NotFound
 from calotype.model import Caller, Scope, Shelf, Version
 from calotype.model.gallery import MAX_NUMBER
@@ -98,7 +101,7 @@ def test_a_gallery_has_a_name_a_unique_name_and_an_id(context, published, text):
 def test_a_version_is_found_by_its_id_until_it_is_deleted(context, published):
     version = published[0]
     assert references.find(context, version.id) == version.image
-    from calotype.engine import lifecycle  # noqa: PLC0415
+    from calotype.engine.gallery import lifecycle  # noqa: PLC0415
 
     lifecycle.delete(context, version.reference)
     for text in (version.id, version.reference):

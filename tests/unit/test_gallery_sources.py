@@ -8,22 +8,16 @@ import pytest
 from tests.roots import build
 from tests.unit.test_gallery import a_definition, an_image
 
-from calotype.engine import (
-    galleries,
-    images,
-    lifecycle,
-    machines,
-    purchase,
-    snapshots,
-    versions,
-)
-from calotype.engine.evidence import REPORT, find_evidence, read_evidence
-from calotype.engine.generalize import generalize_image
+from calotype.engine import images, machines, snapshots
+from calotype.engine.gallery import galleries, lifecycle, versions
+from calotype.engine.generalize.generalize import generalize_image
+from calotype.engine.generalize.steps import DEFAULT
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
+from calotype.engine.marketplace import purchase
+from calotype.engine.proof.evidence import REPORT, find_evidence, read_evidence
+from calotype.engine.proof.verify import verify_image
 from calotype.engine.sources import Upload
-from calotype.engine.steps import DEFAULT
-from calotype.engine.verify import verify_image
 from calotype.errors import DiskRefused, InvalidInput, NotFound
 from calotype.guest.locate import BIOS_BOOT, ESP
 from calotype.model import (

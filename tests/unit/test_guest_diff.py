@@ -21,7 +21,7 @@ from calotype import cli, run, wire
 from calotype.config import Home
 from calotype.disk.base import Extent
 from calotype.engine.context import Context
-from calotype.engine.diff import diff_images
+from calotype.engine.proof.diff import diff_images
 from calotype.errors import GuestError
 from calotype.guest.diff import GuestDiff, Side, diff, packages_diff
 from calotype.guest.ext4 import Ext4
@@ -419,7 +419,7 @@ def test_what_is_not_ext4_is_walked_in_an_appliance(
         yield SimpleNamespace(guest=ExtGuest(open_fs(data)))
         closed.append(True)
 
-    monkeypatch.setattr("calotype.engine.appliance.appliance_tree", stand_in)
+    monkeypatch.setattr("calotype.engine.generalize.appliance.appliance_tree", stand_in)
     found = diff_images(images, "a", "no-guest", appliance=True)
     assert found.guest is not None
     check(found.guest, links=False)

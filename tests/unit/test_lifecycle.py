@@ -10,14 +10,17 @@ from tests.used_vm import digest_of, os_disk
 
 from calotype.catalog.tables import images as table
 from calotype.catalog.tables import lineage
-from calotype.engine import bases, boottest, images, launch, lifecycle, machines, storage, usable
-from calotype.engine import versions as publishing
-from calotype.engine.generalize import generalize_image
+from calotype.engine import images, launch, machines, storage, usable
+from calotype.engine.base import bases
+from calotype.engine.boot import boottest
+from calotype.engine.gallery import lifecycle
+from calotype.engine.gallery import versions as publishing
+from calotype.engine.gallery.places import Managed
+from calotype.engine.generalize.generalize import generalize_image
+from calotype.engine.generalize.steps import DEFAULT
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
-from calotype.engine.places import Managed
 from calotype.engine.sources import Upload
-from calotype.engine.steps import DEFAULT
 from calotype.errors import Conflict, Forbidden, GuestError, InvalidInput, NotAllowed, NotFound
 from calotype.model import (
     Caller,

@@ -6,7 +6,7 @@ import pytest
 from tests.shelf import DAY, NOW, new_definition, new_gallery, new_image, new_vm, publish
 
 from calotype.cli import run
-from calotype.engine import lifecycle
+from calotype.engine.gallery import lifecycle
 from calotype.model import Retention, Stage
 
 

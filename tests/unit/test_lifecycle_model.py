@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 from tests.shelf import ACT, DAY, NOW, new_definition, new_gallery, new_vm, publish
 
 from calotype.catalog.versions import Change
-from calotype.engine import lifecycle
+from calotype.engine.gallery import lifecycle
 from calotype.errors import Conflict, NotAllowed, NotFound
 from calotype.model import Lifecycle, Stage, Version
 

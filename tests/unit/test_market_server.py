@@ -5,7 +5,7 @@ from tests import market_server as publishers
 from tests.openpgp import Signer
 from tests.unit.web import File, serving
 
-from calotype.engine import fetch
+from calotype.engine.base import fetch
 from calotype.errors import InvalidInput, NotFound, ToolFailed, Untrusted
 from calotype.market import releases
 from calotype.model import Version

@@ -16,7 +16,9 @@ from tests.unit import market
 from tests.unit.web import File, serving
 
 from calotype import wire
-from calotype.engine import fetch, images, marketplace, offers, references, roles
+from calotype.engine import images, references, roles
+from calotype.engine.base import fetch
+from calotype.engine.marketplace import marketplace, offers
 from calotype.engine.roles import Where
 from calotype.errors import (
     Conflict,
@@ -237,7 +239,7 @@ def test_a_recipe_is_built_once_and_then_when_it_is_asked_for(context, disk, tmp
         built.append(recipe)
         return Mock(path=path)
 
-    monkeypatch.setattr("calotype.engine.recipes.build_file", build)
+    monkeypatch.setattr("calotype.engine.marketplace.recipes.build_file", build)
     image = references.find(context, "debian12")
     assert image.name.startswith("debian:debian-12:cloud:20")
     assert image.provenance.kind is SourceKind.RECIPE

@@ -10,8 +10,8 @@ import pytest
 from tests.publicly import mirroring
 from tests.shop import ENDED, Shop, fresh
 
-from calotype.engine.mirror import HttpMirror
-from calotype.engine.trusted import Tree
+from calotype.engine.community.mirror import HttpMirror
+from calotype.engine.community.trusted import Tree
 from calotype.errors import NotFound, StoreUnavailable, Untrusted
 from calotype.public import form, metadata
 

@@ -19,12 +19,12 @@ from tests.published import a_definition, a_version, public
 from calotype import wire
 from calotype.config import Home
 from calotype.disk.base import read
-from calotype.engine import followed, public_tree
-from calotype.engine.lifecycle import delete, turn
-from calotype.engine.mirror import HttpMirror
-from calotype.engine.publisher import Publisher
-from calotype.engine.serve import TreeServer
-from calotype.engine.trusted import Tree
+from calotype.engine.community import followed, public_tree
+from calotype.engine.community.mirror import HttpMirror
+from calotype.engine.community.publisher import Publisher
+from calotype.engine.community.serve import TreeServer
+from calotype.engine.community.trusted import Tree
+from calotype.engine.gallery.lifecycle import delete, turn
 from calotype.errors import Conflict, InvalidInput, NotFound, Untrusted
 from calotype.model import MIB, Lifecycle, Shelf, Version
 from calotype.public.metadata import Lifetimes

@@ -11,24 +11,16 @@ from tests.unit import market
 from tests.unit.web import serving
 
 from calotype import wire
-from calotype.engine import (
-    galleries,
-    machines,
-    offers,
-    purchase,
-    references,
-    roles,
-    snapshots,
-    subscriptions,
-    versions,
-)
+from calotype.engine import machines, references, roles, snapshots, subscriptions
 from calotype.engine.capture import CaptureRequest, capture_vm
 from calotype.engine.export import export_image
-from calotype.engine.generalize import generalize_image
+from calotype.engine.gallery import galleries, versions
+from calotype.engine.gallery.places import Managed
+from calotype.engine.generalize.generalize import generalize_image
+from calotype.engine.generalize.steps import DEFAULT
 from calotype.engine.launch import VmRequest, create_vm
-from calotype.engine.places import Managed
+from calotype.engine.marketplace import offers, purchase
 from calotype.engine.roles import Where
-from calotype.engine.steps import DEFAULT
 from calotype.errors import Forbidden, InvalidInput, NotAllowed, NotFound, PurchaseRefused
 from calotype.model import (
     DEFAULT_SUBSCRIPTION,

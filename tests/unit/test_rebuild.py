@@ -7,8 +7,10 @@ import pytest
 from tests.roots import lay_out
 
 from calotype import cli
-from calotype.engine import boottest, galleries, lifecycle, recipes
-from calotype.engine.rebuild import Outcome, rebuild
+from calotype.engine.boot import boottest
+from calotype.engine.gallery import galleries, lifecycle
+from calotype.engine.marketplace import recipes
+from calotype.engine.marketplace.rebuild import Outcome, rebuild
 from calotype.errors import InvalidInput, ToolFailed
 from calotype.model import (
     Generation,

@@ -14,7 +14,8 @@ from tests.published import a_definition, a_version
 from calotype import wire
 from calotype.config import SETTINGS
 from calotype.disk.base import read
-from calotype.engine import lifecycle, replication, storage, versions
+from calotype.engine import storage
+from calotype.engine.gallery import lifecycle, replication, versions
 from calotype.engine.launch import VmRequest, create_vm
 from calotype.errors import InvalidInput, NotAllowed
 from calotype.model import MIB, ReplicationState
@@ -159,7 +160,8 @@ KILLED = """
 import os, signal, sys
 from calotype import wire
 from calotype.config import Home
-from calotype.engine import references, replication
+from calotype.engine import references
+from calotype.engine.gallery import replication
 from calotype.store.transfer import Mover
 from pathlib import Path
 context = wire.build(home=Home(Path(sys.argv[1])))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tests.shelf import ACT, DAY, NOW, new_definition, new_gallery, new_version, new_vm, publish
 
 from calotype.catalog.versions import Change
-from calotype.engine import lifecycle, retention
-from calotype.engine.retention import plan
+from calotype.engine.gallery import lifecycle, retention
+from calotype.engine.gallery.retention import plan
 from calotype.errors import InvalidInput, NotFound
 from calotype.model import ImageDefinition, Lifecycle, OsState, OsType, Retention, Stage, Version
 

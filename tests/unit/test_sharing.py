@@ -13,9 +13,11 @@ from tests.published import (
 )
 
 from calotype import cli
-from calotype.engine import galleries, lifecycle, publishing, references, replication
-from calotype.engine import versions as engine
+from calotype.engine import references
 from calotype.engine.capture import CaptureRequest, capture_vm
+from calotype.engine.community import publishing
+from calotype.engine.gallery import galleries, lifecycle, replication
+from calotype.engine.gallery import versions as engine
 from calotype.engine.launch import VmRequest, create_vm
 from calotype.errors import Forbidden, NotAllowed, NotFound
 from calotype.model import DEFAULT_SUBSCRIPTION, Lifecycle, OsState, Sharing

@@ -17,13 +17,13 @@ from calotype.disk.layout import MappedDisk
 from calotype.disk.raw import parse
 from calotype.disk.view import RawSource, WritableView, writable
 from calotype.disk.window import Window
-from calotype.engine.appliance import (
+from calotype.engine.context import Context
+from calotype.engine.generalize.appliance import (
     appliance_guest,
     appliance_tree,
     generalize_in_appliance,
     on_view,
 )
-from calotype.engine.context import Context
 from calotype.errors import GuestError, TimedOut
 from calotype.guest.guest import text, walk
 from calotype.guest.mounts import MountedGuest

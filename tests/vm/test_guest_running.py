@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from calotype.disk import overlay
-from calotype.engine.appliance import AgentShell, agent_guest
+from calotype.engine.generalize.appliance import AgentShell, agent_guest
 from calotype.errors import GuestError
 from calotype.guest.guest import text, walk
 from calotype.guest.inspect import inspect_guest

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from calotype.config import Home
-from calotype.engine.partial import Partial
+from calotype.engine.base.partial import Partial
 from calotype.machine.layout import Layout
 from calotype.machine.qmp import Qmp
 

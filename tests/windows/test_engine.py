@@ -12,11 +12,11 @@ from tests.windows.build import COMPLETE, GENERAL
 from calotype import wire
 from calotype.config import Home
 from calotype.engine.context import Context
+from calotype.engine.generalize.sysprep import sysprep_vm
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.launch import VmRequest, create_vm
 from calotype.engine.machines import seed_path
 from calotype.engine.sources import Upload
-from calotype.engine.sysprep import sysprep_vm
 from calotype.errors import InvalidInput, NotAllowed
 from calotype.model import Image, OsState, OsType, Verdict
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tests.unit.test_machine_talk import lines, listening
 
-from calotype.engine import sysprep
-from calotype.engine.sysprep_preflight import command, parse
+from calotype.engine.generalize import sysprep
+from calotype.engine.generalize.sysprep_preflight import command, parse
 from calotype.errors import GuestError, NotAllowed
 from calotype.machine.agent import Agent
 from calotype.machine.layout import Layout

@@ -234,7 +234,8 @@ class Access:
     def _offered(self, db: Connection, table: Table, row: Row) -> bool:
         """Whether a row is that of a gallery that others share with the caller's subscription.
 
-        What is public is not: everybody has of it what :mod:`calotype.engine.community` shows, and no more.
+        What is public is not: everybody has of it what :mod:`calotype.engine.community.community` shows, and
+        no more.
         """
         if table is not galleries:
             return False

@@ -64,7 +64,7 @@ def verify(*, against: Path | None = None, common: Common | None = None) -> None
     with session(common) as context:
         noted = None
         if against is not None:
-            from calotype.engine.evidence import audit_head  # noqa: PLC0415 (only with --against)
+            from calotype.engine.proof.evidence import audit_head  # noqa: PLC0415 (only with --against)
 
             noted = audit_head(context, against)
         audit = context.catalog.audit

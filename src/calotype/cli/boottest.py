@@ -9,8 +9,8 @@ from calotype import units
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import one_line
-from calotype.engine.bootreport import BootReport, CloneReport, Difference
-from calotype.engine.boottest import boot_test
+from calotype.engine.boot.bootreport import BootReport, CloneReport, Difference
+from calotype.engine.boot.boottest import boot_test
 from calotype.errors import GuestError
 
 _MUST = {True: "yes", False: "no: equal", None: ""}

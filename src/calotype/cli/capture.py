@@ -12,8 +12,8 @@ from calotype.cli.image import summary
 from calotype.cli.output import emit, for_people, plain
 from calotype.cli.text import size as show_size
 from calotype.engine.capture import Captured, CaptureRequest, capture_vm
-from calotype.engine.generalize import rehearse_vm
-from calotype.engine.steps import DEFAULT
+from calotype.engine.generalize.generalize import rehearse_vm
+from calotype.engine.generalize.steps import DEFAULT
 from calotype.errors import InvalidInput
 from calotype.model import OsState
 

@@ -9,7 +9,7 @@ from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import size as show_size
 from calotype.cli.text import visible
-from calotype.engine import community
+from calotype.engine.community import community
 from calotype.model import ReportCategory
 
 app = App(name="community", help=GROUPS["community"])
@@ -77,7 +77,7 @@ def publish(
         Show images although they hold what looks like secrets of applications (recorded).
     """
     with session(common) as context:
-        from calotype.engine import publishing  # noqa: PLC0415 (loads what looks into disks)
+        from calotype.engine.community import publishing  # noqa: PLC0415 (loads what looks into disks)
 
         wanted = publishing.Publication(
             publisher_uri=publisher_uri,
@@ -104,7 +104,7 @@ def withdraw(gallery: str, *, common: Common | None = None) -> None:
         The gallery; you must be its owner.
     """
     with session(common) as context:
-        from calotype.engine import publishing  # noqa: PLC0415 (loads what looks into disks)
+        from calotype.engine.community import publishing  # noqa: PLC0415 (loads what looks into disks)
 
         emit(common, publishing.withdraw(context, gallery))
 

@@ -12,8 +12,8 @@ from calotype.cli.common import Common, session
 from calotype.cli.output import emit, for_people, plain
 from calotype.cli.text import one_line
 from calotype.cli.text import size as show_size
-from calotype.engine.diff import DiskDiff, ImageDiff, diff_images
-from calotype.engine.diff import sbom as make_sbom
+from calotype.engine.proof.diff import DiskDiff, ImageDiff, diff_images
+from calotype.engine.proof.diff import sbom as make_sbom
 from calotype.guest.diff import Change, FileChange, GuestDiff
 
 _LONGEST = 8192  # characters of a line

@@ -5,7 +5,7 @@ from cyclopts import App
 from calotype.cli.arguments import moment
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit
-from calotype.engine import purchase
+from calotype.engine.marketplace import purchase
 
 app = App(
     name="entitlement", help="Offers that are not for everybody, such as msdn: who may use them."

@@ -13,12 +13,13 @@ from calotype.cli.image import summary
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import say, visible
 from calotype.cli.text import size as show_size
-from calotype.engine import followed as engine
-from calotype.engine import public_tree, references
-from calotype.engine.followed import Followed
-from calotype.engine.public_tree import Refreshed
-from calotype.engine.publisher import Publisher
-from calotype.engine.serve import TreeServer
+from calotype.engine import references
+from calotype.engine.community import followed as engine
+from calotype.engine.community import public_tree
+from calotype.engine.community.followed import Followed
+from calotype.engine.community.public_tree import Refreshed
+from calotype.engine.community.publisher import Publisher
+from calotype.engine.community.serve import TreeServer
 from calotype.errors import InvalidInput
 from calotype.public.metadata import Lifetimes
 

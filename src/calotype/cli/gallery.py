@@ -9,7 +9,8 @@ from calotype.cli import GROUPS
 from calotype.cli.arguments import Repeat, pairs
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, plain
-from calotype.engine import galleries, references
+from calotype.engine import references
+from calotype.engine.gallery import galleries
 from calotype.errors import InvalidInput
 from calotype.model import Gallery
 

@@ -11,7 +11,8 @@ from calotype.cli.arguments import Repeat, moment, pairs
 from calotype.cli.common import Common, session
 from calotype.cli.gallery import Page
 from calotype.cli.output import Columns, emit
-from calotype.engine import galleries, references
+from calotype.engine import references
+from calotype.engine.gallery import galleries
 from calotype.errors import InvalidInput
 from calotype.model import (
     Architecture,

@@ -13,11 +13,12 @@ from calotype.cli.image import summary
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import one_line
 from calotype.cli.text import size as show_size
-from calotype.engine import references, versions
+from calotype.engine import references
 from calotype.engine.context import Context
-from calotype.engine.replication import Replication, replicate, require_regions
+from calotype.engine.gallery import versions
+from calotype.engine.gallery.replication import Replication, replicate, require_regions
+from calotype.engine.generalize.steps import DEFAULT
 from calotype.engine.sources import Upload
-from calotype.engine.steps import DEFAULT
 from calotype.errors import InvalidInput, NotFound
 from calotype.model import ImageVersion, Stage
 

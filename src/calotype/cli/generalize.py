@@ -11,9 +11,9 @@ from calotype.cli.image import summary
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import one_line
 from calotype.cli.text import size as show_size
-from calotype.engine.generalize import generalize_image, rehearse_image
-from calotype.engine.places import Managed
-from calotype.engine.steps import Steps
+from calotype.engine.gallery.places import Managed
+from calotype.engine.generalize.generalize import generalize_image, rehearse_image
+from calotype.engine.generalize.steps import Steps
 from calotype.errors import InvalidInput
 from calotype.guest import GeneralizeReport, reference
 

@@ -11,7 +11,8 @@ from calotype.cli.arguments import Repeat, StdinPath, by_lun, pairs, sha256
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import size as show_size
-from calotype.engine import community, images, references
+from calotype.engine import images, references
+from calotype.engine.community import community
 from calotype.engine.export import export_image
 from calotype.engine.import_ import ImageRequest, Imported, import_image
 from calotype.engine.sources import Upload

@@ -10,10 +10,10 @@ from calotype.cli.common import Common, session
 from calotype.cli.generalize import StepOptions, explain, explain_rehearsal
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import one_line, visible
-from calotype.engine import inplace
-from calotype.engine import restore as engine
-from calotype.engine.inplace import InPlaceReport
-from calotype.engine.restore import Restored
+from calotype.engine.generalize import inplace
+from calotype.engine.generalize import restore as engine
+from calotype.engine.generalize.inplace import InPlaceReport
+from calotype.engine.generalize.restore import Restored
 from calotype.errors import InvalidInput, NotAllowed
 
 restore_point = App(name="restore-point")

@@ -9,7 +9,7 @@ from calotype.cli import GROUPS
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people
 from calotype.engine.context import Context
-from calotype.engine.signing import Keys, read_key
+from calotype.engine.proof.signing import Keys, read_key
 
 app = App(name="keys", help=GROUPS["keys"])
 

@@ -10,9 +10,9 @@ from calotype.cli.common import Common, session
 from calotype.cli.gallery_version import emit_version, version_record
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import one_line
-from calotype.engine import lifecycle, retention
 from calotype.engine.context import Context
-from calotype.engine.retention import Retained
+from calotype.engine.gallery import lifecycle, retention
+from calotype.engine.gallery.retention import Retained
 from calotype.errors import InvalidInput
 from calotype.model import ImageVersion, Lifecycle
 

@@ -11,8 +11,8 @@ from calotype.cli.common import Common, session
 from calotype.cli.image import summary
 from calotype.cli.output import Columns, emit, for_people, plain
 from calotype.cli.text import size as show_size
-from calotype.engine import marketplace, offers, purchase
-from calotype.engine.purchase import Terms
+from calotype.engine.marketplace import marketplace, offers, purchase
+from calotype.engine.marketplace.purchase import Terms
 from calotype.errors import InvalidInput
 
 app = App(name="marketplace", help=GROUPS["marketplace"])

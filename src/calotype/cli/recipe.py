@@ -9,7 +9,7 @@ from calotype.cli import GROUPS
 from calotype.cli.common import Common, session
 from calotype.cli.image import summary
 from calotype.cli.output import Columns, emit, for_people
-from calotype.engine import recipes
+from calotype.engine.marketplace import recipes
 from calotype.model import Generation
 
 app = App(name="recipe", help=GROUPS["recipe"])
@@ -85,7 +85,7 @@ def rebuild(
     timeout
         How long each clone of the boot test may take to start (90s, 10m).
     """
-    from calotype.engine.rebuild import rebuild  # noqa: PLC0415 (loads much)
+    from calotype.engine.marketplace.rebuild import rebuild  # noqa: PLC0415 (loads much)
 
     seconds = units.duration(timeout).total_seconds()
     with session(common) as context:

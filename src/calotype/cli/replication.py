@@ -8,7 +8,8 @@ from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people
 from calotype.cli.text import say
 from calotype.cli.text import size as show_size
-from calotype.engine import references, replication
+from calotype.engine import references
+from calotype.engine.gallery import replication
 
 _INCOMPLETE = 9  # the exit status of StoreUnavailable
 

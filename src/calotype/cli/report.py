@@ -16,12 +16,12 @@ from calotype.cli.text import size, visible
 from calotype.config import Home
 from calotype.disk.durable import write_private
 from calotype.engine import references
-from calotype.engine.evidence import Report, as_json, read_evidence
-from calotype.engine.page import MEANING, agents, groups, render
-from calotype.engine.signing import Keys, PublicKey, read_key
-from calotype.engine.statement import Boot, Evidence, Statement
-from calotype.engine.verify_report import Answer, Outcome, Verification
-from calotype.engine.verify_report import verify_report as check_report
+from calotype.engine.proof.evidence import Report, as_json, read_evidence
+from calotype.engine.proof.page import MEANING, agents, groups, render
+from calotype.engine.proof.signing import Keys, PublicKey, read_key
+from calotype.engine.proof.statement import Boot, Evidence, Statement
+from calotype.engine.proof.verify_report import Answer, Outcome, Verification
+from calotype.engine.proof.verify_report import verify_report as check_report
 from calotype.errors import Conflict, InvalidInput, NotFound, ReportRefused
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("-", "dim")}

@@ -3,8 +3,8 @@
 from calotype.cli.common import Common, session
 from calotype.cli.output import emit, for_people
 from calotype.cli.text import one_line
-from calotype.engine.inguest import prove_vm
-from calotype.engine.verify import DataDisk, Verified, verify_image
+from calotype.engine.generalize.inguest import prove_vm
+from calotype.engine.proof.verify import DataDisk, Verified, verify_image
 from calotype.guest import Finding, Proof
 from calotype.guest.gate import Answer
 

@@ -3,8 +3,9 @@
 from contextlib import closing
 from datetime import UTC, datetime
 
-from calotype.engine import import_, look, names, settle
+from calotype.engine import import_, names
 from calotype.engine.context import Context
+from calotype.engine.proof import look, settle
 from calotype.model import Image, ImageDisk, OsType, Provenance, SourceKind
 
 

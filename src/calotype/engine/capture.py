@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from calotype.disk.view import OverlaySource
-from calotype.engine import look, names, settle
+from calotype.engine import names
 from calotype.engine.context import Context
+from calotype.engine.gallery.places import Managed, Place
+from calotype.engine.generalize.steps import DEFAULT, Steps
 from calotype.engine.moment import CapturedDisk, Freeze, Moment, moment, take, take_generalized
 from calotype.engine.operation import Operation
-from calotype.engine.places import Managed, Place
-from calotype.engine.steps import DEFAULT, Steps
+from calotype.engine.proof import look, settle
 from calotype.errors import InvalidInput
 from calotype.guest import GeneralizeReport, Proof
 from calotype.model import (

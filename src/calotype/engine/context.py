@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from calotype.config import Home, Settings
 from calotype.engine import operation
+from calotype.engine.base.partial import Partial
 from calotype.engine.operation import Kind, Operation
-from calotype.engine.partial import Partial
 from calotype.errors import CalotypeError, Conflict, NotFound, TimedOut
 from calotype.machine import Driver
 from calotype.model import Caller, Role, Scope, VirtualMachine

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 from calotype.disk.export import ExportFormat, azure_gate, parse_target, write
 from calotype.disk.ova_write import Machine, write_ova
-from calotype.engine import bases, purchase, references
+from calotype.engine import references
+from calotype.engine.base import bases
 from calotype.engine.context import Context
+from calotype.engine.marketplace import purchase
 from calotype.engine.operation import Operation
 from calotype.errors import InvalidInput, NotFound
 from calotype.model import GIB, Generation, Image, ImageDisk
 
 if TYPE_CHECKING:
-    from calotype.engine.evidence import Report
+    from calotype.engine.proof.evidence import Report
 
 _PACKED = (".gz", ".xz", ".zst")
 _BY_SUFFIX = {".img": "raw", ".vpc": "vhd"}
@@ -77,7 +79,7 @@ def export_image(
 
 def _evidence(context: Context, image: Image, target: Path, *, overwrite: bool) -> "Report | None":
     """The report that is to stand beside the file, if there is one and it has room there."""
-    from calotype.engine.evidence import find_evidence  # noqa: PLC0415 (what others do without)
+    from calotype.engine.proof.evidence import find_evidence  # noqa: PLC0415 (what others do without)
 
     report = find_evidence(context, image)
     if report is not None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from calotype.engine import keys
 from calotype.engine.context import Context
 from calotype.engine.machines import power, running
+from calotype.engine.proof import keys
 from calotype.errors import InvalidInput, NotAllowed, TimedOut
 from calotype.machine import Agent, ssh
 from calotype.model import PowerState, Role

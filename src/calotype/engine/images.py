@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from calotype.catalog import Act
 from calotype.engine import references
 from calotype.engine.context import Context
-from calotype.engine.galleries import require_tags
+from calotype.engine.gallery.galleries import require_tags
 from calotype.errors import Conflict, NotAllowed
 from calotype.model import Image, Role, Shelf
 

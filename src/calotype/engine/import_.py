@@ -8,9 +8,10 @@ from pathlib import Path
 from calotype.disk.gate import Format
 from calotype.disk.ova import Appliance
 from calotype.disk.upload import OpenUpload, open_upload
-from calotype.engine import look, names, settle
+from calotype.engine import names
 from calotype.engine.context import Context
-from calotype.engine.places import Managed, Place
+from calotype.engine.gallery.places import Managed, Place
+from calotype.engine.proof import look, settle
 from calotype.engine.sources import Source, Upload, open_source, require_sha256
 from calotype.errors import Conflict, DiskRefused, InvalidInput
 from calotype.guest import Inspection

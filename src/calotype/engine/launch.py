@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 
 from calotype.disk import blank
 from calotype.disk.durable import fsync_directory
-from calotype.engine import bases, keys, names, references
+from calotype.engine import names, references
+from calotype.engine.base import bases
 from calotype.engine.context import Context
 from calotype.engine.machines import indexes, seed_path, specification
+from calotype.engine.proof import keys
 from calotype.engine.usable import require_usable
 from calotype.errors import Conflict, InvalidInput
 from calotype.machine import ssh

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from calotype.disk import blank
-from calotype.engine import bases, names
+from calotype.engine import names
+from calotype.engine.base import bases
 from calotype.engine.context import Context
 from calotype.errors import Conflict, InvalidInput, NotAllowed, NotFound
 from calotype.machine import MachineSpec

@@ -8,11 +8,12 @@ from typing import Literal
 from calotype.disk import Disk, Extent
 from calotype.disk.overlay import stack
 from calotype.disk.view import NbdSource, OverlaySource, writable
-from calotype.engine import bases, look
+from calotype.engine.base import bases
 from calotype.engine.context import Context
+from calotype.engine.generalize.steps import DEFAULT, Steps
 from calotype.engine.machines import indexes, power
 from calotype.engine.operation import Operation
-from calotype.engine.steps import DEFAULT, Steps
+from calotype.engine.proof import look
 from calotype.guest import GeneralizeReport, Proof
 from calotype.machine import LazyBase
 from calotype.model import Consistency, ManagedDisk, PowerState, VirtualMachine

@@ -54,7 +54,7 @@ def find(context: Context, text: str) -> Image:
     """
     _require_reference(text)
     if (public := _in_community(text)) is not None:
-        from calotype.engine import community  # noqa: PLC0415 (few references lead there)
+        from calotype.engine.community import community  # noqa: PLC0415 (few references lead there)
 
         return community.find(context, public.gallery, public.definition, version(public.version))
     if (own := by_azures_id(context, text)) is not None:
@@ -205,7 +205,7 @@ def _named(context: Context, text: str) -> Image:
     """An image by its own name or id, or one of the marketplace by its name or alias."""
     own = None if ":" in text else context.catalog.find_image(text)
     if own is None:
-        from calotype.engine import marketplace  # noqa: PLC0415 (few references lead there)
+        from calotype.engine.marketplace import marketplace  # noqa: PLC0415 (few references lead there)
 
         return marketplace.find(context, text)
     if own.shelf is Shelf.GALLERY:

@@ -27,9 +27,9 @@ from calotype.disk.gate import MAX_VIRTUAL_SIZE, Format, parse_format, sniff
 from calotype.disk.ova import is_ova
 from calotype.disk.vhd import SizeRule
 from calotype.disk.window import Window
+from calotype.engine.base.fetch import Remote, plain
 from calotype.engine.context import Context
-from calotype.engine.fetch import Remote, plain
-from calotype.engine.remote import RemoteFile
+from calotype.engine.generalize.remote import RemoteFile
 from calotype.errors import DiskRefused, InvalidInput, NotFound
 from calotype.model import Caching, SourceKind
 

@@ -181,7 +181,7 @@ def prune(
     """
     context.require_all("prune the store")
     if not dry_run:  # a deletion left what other commands at work might have needed
-        from calotype.engine import replication  # noqa: PLC0415 (which uses this)
+        from calotype.engine.gallery import replication  # noqa: PLC0415 (which uses this)
 
         context.drop_unused(context.repository.indexes())
         replication.clean(context)

@@ -1,7 +1,8 @@
 """Whether a VM may be made of an image: its life cycle, its ancestors', its region, its terms."""
 
-from calotype.engine import lifecycle, purchase
 from calotype.engine.context import Context
+from calotype.engine.gallery import lifecycle
+from calotype.engine.marketplace import purchase
 from calotype.model import Image, Shelf
 
 
@@ -14,7 +15,7 @@ def require_usable(context: Context, image: Image) -> tuple[str, ...]:
     """
     warnings = lifecycle.warnings_of(context, image)
     if image.shelf is Shelf.COMMUNITY:
-        from calotype.engine import followed  # noqa: PLC0415 (loads much; few images come from there)
+        from calotype.engine.community import followed  # noqa: PLC0415 (loads much; few images come from there)
 
         warnings += followed.require_usable(context, image)
     purchase.require(context, image)

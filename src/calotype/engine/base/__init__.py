@@ -1,0 +1,1 @@
+"""What a VM boots from: bases that are whole, or are filled while their guests run."""

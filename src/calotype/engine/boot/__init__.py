@@ -1,0 +1,1 @@
+"""The boot test: clones of an image, started and compared."""

@@ -1,0 +1,1 @@
+"""The community: public galleries, shown to everybody and followed from elsewhere."""

@@ -1,0 +1,1 @@
+"""Making an image general: offline, in an appliance, inside the running guest, in place."""

@@ -1,0 +1,1 @@
+"""The marketplace: other publishers' images and recipes, their terms, and how they get here."""
