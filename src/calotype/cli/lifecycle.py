@@ -1,6 +1,7 @@
 """``calotype gallery image-version``: the life of versions, from promotion to deletion and back."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -22,6 +23,17 @@ _DESCENDANTS: Columns = {
     "From": lambda d: d["parent"],
     "Deleted": lambda d: "yes" if d["deleted"] else None,
 }
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Instead:
+    """What is to be used instead of a version, and why."""
+
+    replacement: str | None = None
+    "What to use instead: GALLERY/DEFINITION[/VERSION]."
+    reason: str | None = None
+    "Why."
 
 
 def promote(
@@ -74,11 +86,7 @@ def rollback(definition: str, *, to: str | None = None, common: Common | None = 
 
 
 def deprecate(
-    reference: str,
-    *,
-    replacement: str | None = None,
-    reason: str | None = None,
-    common: Common | None = None,
+    reference: str, *, instead: Instead | None = None, common: Common | None = None
 ) -> None:
     """Let a version be the latest no more; VMs can be made of it, with a warning.
 
@@ -86,20 +94,12 @@ def deprecate(
     ----------
     reference
         GALLERY/DEFINITION/VERSION.
-    replacement
-        What to use instead: GALLERY/DEFINITION[/VERSION].
-    reason
-        Why.
     """
-    _turn(common, reference, Lifecycle.DEPRECATED, replacement, reason)
+    _turn(common, reference, Lifecycle.DEPRECATED, instead)
 
 
 def obsolete(
-    reference: str,
-    *,
-    replacement: str | None = None,
-    reason: str | None = None,
-    common: Common | None = None,
+    reference: str, *, instead: Instead | None = None, common: Common | None = None
 ) -> None:
     """Let no new VMs be made of a version.
 
@@ -107,33 +107,19 @@ def obsolete(
     ----------
     reference
         GALLERY/DEFINITION/VERSION.
-    replacement
-        What to use instead: GALLERY/DEFINITION[/VERSION].
-    reason
-        Why.
     """
-    _turn(common, reference, Lifecycle.OBSOLETE, replacement, reason)
+    _turn(common, reference, Lifecycle.OBSOLETE, instead)
 
 
-def revoke(
-    reference: str,
-    *,
-    replacement: str | None = None,
-    reason: str | None = None,
-    common: Common | None = None,
-) -> None:
+def revoke(reference: str, *, instead: Instead | None = None, common: Common | None = None) -> None:
     """Let no new VMs be made of a version, nor of anything that descends from it, now or later.
 
     Parameters
     ----------
     reference
         GALLERY/DEFINITION/VERSION, also of one that was deleted.
-    replacement
-        What to use instead: GALLERY/DEFINITION[/VERSION].
-    reason
-        Why.
     """
-    _turn(common, reference, Lifecycle.REVOKED, replacement, reason)
+    _turn(common, reference, Lifecycle.REVOKED, instead)
 
 
 def activate(reference: str, *, common: Common | None = None) -> None:
@@ -144,7 +130,7 @@ def activate(reference: str, *, common: Common | None = None) -> None:
     reference
         GALLERY/DEFINITION/VERSION.
     """
-    _turn(common, reference, Lifecycle.ACTIVE, None, None)
+    _turn(common, reference, Lifecycle.ACTIVE, None)
 
 
 def delete(
@@ -264,11 +250,13 @@ def _turn(
     common: Common | None,
     reference: str,
     state: Lifecycle,
-    replacement: str | None,
-    reason: str | None,
+    instead: Instead | None,
 ) -> None:
+    said = instead or Instead()
     with session(common) as context:
-        turned = lifecycle.turn(context, reference, state, replacement=replacement, reason=reason)
+        turned = lifecycle.turn(
+            context, reference, state, replacement=said.replacement, reason=said.reason
+        )
         _emit(common, context, turned.version, turned.warnings, warnings=list(turned.warnings))
 
 
