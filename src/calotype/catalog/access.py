@@ -15,7 +15,6 @@ from sqlalchemy import (
     Table,
     and_,
     exists,
-    false,
     or_,
     select,
     true,
@@ -78,8 +77,7 @@ class Access:
         """
         if self.unlimited:
             return true()
-        shared = table.c.subscription == INSTALLATION
-        places = [shared]
+        places = [table.c.subscription == INSTALLATION]
         for row in self._assignments(db, Role.READER):
             place: ColumnElement[bool] = table.c.subscription == row["subscription"]
             if row["resource_group"] is not None:
@@ -87,7 +85,7 @@ class Access:
             if row["resource"] is not None:
                 place = and_(place, table.c.id == row["resource"])
             places.append(place)
-        return or_(false(), *places)
+        return or_(*places)
 
     def here(self, table: Table) -> ColumnElement[bool]:
         """The condition of being in the caller's group."""
@@ -105,9 +103,8 @@ class Access:
         """The condition of a gallery that others share with the caller's subscription."""
         mine = self.caller.scope.subscription
         offered: ColumnElement[bool] = galleries.c.everyone.is_(True)
-        if self.belongs(
-            db, mine
-        ):  # who only says that it is his has nothing of what is shared with it
+        # Who only says that it is his has nothing of what is shared with it.
+        if self.belongs(db, mine):
             named = exists().where(
                 gallery_subscriptions.c.gallery_id == galleries.c.id,
                 gallery_subscriptions.c.subscription == mine,
@@ -162,11 +159,12 @@ class Access:
         for condition in named:
             found = db.execute(select(table).where(condition)).mappings().first()
             row = dict(found or {})
-            if not row or not self.may(db, Role.READER, table, row):
+            if not row:
                 continue
-            if not self.may(db, role, table, row):
+            if self.may(db, role, table, row):
+                return row
+            if self.may(db, Role.READER, table, row):
                 raise self._refusal(db, role, row, f"{kind} '{row['name']}'")
-            return row
         raise missing(kind, name_or_id)
 
     def require(self, db: Connection, role: Role, row: Row, what: str) -> None:
@@ -220,9 +218,8 @@ class Access:
                 hint="the installation's owner can do it, without --as",
             )
         foreign = row["subscription"] != self.caller.scope.subscription
-        if foreign and not self.belongs(
-            db, row["subscription"]
-        ):  # it is only shared with the caller
+        # What is only shared with the caller is of a subscription that is not for it to know.
+        if foreign and not self.belongs(db, row["subscription"]):
             return Forbidden(message, hint="an owner of it can give that role")
         there = subscriptions.c.id == row["subscription"]
         name = db.scalar(select(subscriptions.c.name).where(there)) or row["subscription"]
