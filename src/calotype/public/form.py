@@ -3,7 +3,7 @@
 They come from strangers: every name has an alphabet, every number a limit, every text a length.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from calotype.model import (
     Caching,
     CommunityInfo,
     Generation,
+    ImageDefinition,
     Lifecycle,
     OsState,
     OsType,
@@ -311,33 +312,45 @@ def as_json(document: Struct) -> Mapping[str, Any]:
     return found
 
 
+def public_image(
+    described: ImageDefinition | Definition,
+    reference: str,
+    latest: Version | None,
+    versions: Iterable[PublicVersion],
+) -> PublicImage:
+    """A definition, of a gallery here or of a followed one, as the community sees it."""
+    plan = described.plan
+    return PublicImage(
+        reference=reference,
+        name=described.name,
+        publisher=described.publisher,
+        offer=described.offer,
+        sku=described.sku,
+        os_type=described.os_type,
+        os_state=described.os_state,
+        architecture=described.architecture,
+        generation=described.generation,
+        description=described.description,
+        eula=described.eula,
+        plan=to_plan(plan) if isinstance(plan, Plan) else plan,
+        latest=latest,
+        versions=tuple(versions),
+    )
+
+
 def _image(public_name: str, definition: Definition) -> PublicImage:
     reference = f"community/{public_name}/{definition.name}"
     latest = definition.latest()
-    return PublicImage(
-        reference=reference,
-        name=definition.name,
-        publisher=definition.publisher,
-        offer=definition.offer,
-        sku=definition.sku,
-        os_type=definition.os_type,
-        os_state=definition.os_state,
-        architecture=definition.architecture,
-        generation=definition.generation,
-        description=definition.description,
-        eula=definition.eula,
-        plan=to_plan(definition.plan),
-        latest=None if latest is None else latest.number,
-        versions=tuple(
-            PublicVersion(
-                reference=f"{reference}/{version.number}",
-                version=version.number,
-                state=version.state,
-                end_of_life=version.end_of_life,
-                size=sum(disk.size for disk in version.disks),
-                published_at=version.published_at,
-                descends_from=version.descends_from,
-            )
-            for version in sorted(definition.versions, key=lambda v: v.number, reverse=True)
-        ),
+    versions = (
+        PublicVersion(
+            reference=f"{reference}/{version.number}",
+            version=version.number,
+            state=version.state,
+            end_of_life=version.end_of_life,
+            size=sum(disk.size for disk in version.disks),
+            published_at=version.published_at,
+            descends_from=version.descends_from,
+        )
+        for version in sorted(definition.versions, key=lambda v: v.number, reverse=True)
     )
+    return public_image(definition, reference, latest.number if latest else None, versions)

@@ -234,6 +234,8 @@ def _shown(context: Context, owner: Gallery, *, all_versions: bool) -> PublicGal
 def _image(
     context: Context, owner: Gallery, definition: ImageDefinition, *, all_versions: bool
 ) -> PublicImage:
+    from calotype.public import form  # noqa: PLC0415 (see above)
+
     name = f"{COMMUNITY}/{public_name(owner)}/{definition.name}"
     latest = None
     with suppress(NotFound):
@@ -243,22 +245,8 @@ def _image(
     shown: list[ImageVersion] = [latest] if latest else []
     if all_versions:
         shown = [v for v in usable(context, definition) if is_offered(context, definition, v)]
-    return PublicImage(
-        reference=name,
-        name=definition.name,
-        publisher=definition.publisher,
-        offer=definition.offer,
-        sku=definition.sku,
-        os_type=definition.os_type,
-        os_state=definition.os_state,
-        architecture=definition.architecture,
-        generation=definition.generation,
-        description=definition.description,
-        eula=definition.eula,
-        plan=definition.plan,
-        latest=latest.version if latest else None,
-        versions=tuple(_version(context, name, version) for version in shown),
-    )
+    versions = (_version(context, name, version) for version in shown)
+    return form.public_image(definition, name, latest.version if latest else None, versions)
 
 
 def _version(context: Context, name: str, version: ImageVersion) -> PublicVersion:
