@@ -55,14 +55,22 @@ metadata = MetaData(
     }
 )
 
+
+def _resource(name: String) -> tuple[Column[Any], ...]:
+    """What every resource has: an id, a place, and a name there of that type."""
+    return (
+        Column("id", String(36), primary_key=True),
+        Column("subscription", String(36), nullable=False),
+        Column("resource_group", String(90), nullable=False),
+        Column("name", name, nullable=False),
+    )
+
+
 images = Table(
     "images",
     metadata,
-    Column("id", String(36), primary_key=True),
-    Column("subscription", String(36), nullable=False),
-    Column("resource_group", String(90), nullable=False),
+    *_resource(Text()),
     Column("shelf", String(16), nullable=False),
-    Column("name", Text, nullable=False),
     Column("os_type", String(16), nullable=False),
     Column("os_state", String(16), nullable=False),
     Column("architecture", String(8), nullable=False),
@@ -102,10 +110,7 @@ image_disks = Table(
 vms = Table(
     "vms",
     metadata,
-    Column("id", String(36), primary_key=True),
-    Column("subscription", String(36), nullable=False),
-    Column("resource_group", String(90), nullable=False),
-    Column("name", String(64), nullable=False),
+    *_resource(String(64)),
     Column("vcpus", Integer, nullable=False),
     Column("memory", BigInteger, nullable=False),
     Column("os_type", String(16), nullable=False),
@@ -133,10 +138,7 @@ vms = Table(
 disks = Table(
     "disks",
     metadata,
-    Column("id", String(36), primary_key=True),
-    Column("subscription", String(36), nullable=False),
-    Column("resource_group", String(90), nullable=False),
-    Column("name", String(80), nullable=False),
+    *_resource(String(80)),
     Column("size", BigInteger, nullable=False),
     Column("index", String(64), index=True),
     Column("image_id", String(36)),
@@ -154,10 +156,7 @@ disks = Table(
 snapshots = Table(
     "snapshots",
     metadata,
-    Column("id", String(36), primary_key=True),
-    Column("subscription", String(36), nullable=False),
-    Column("resource_group", String(90), nullable=False),
-    Column("name", String(80), nullable=False),
+    *_resource(String(80)),
     Column("size", BigInteger, nullable=False),
     Column("index", String(64), nullable=False, index=True),
     Column("disk_id", String(36), nullable=False),
@@ -211,10 +210,7 @@ lineage = Table(
 galleries = Table(
     "galleries",
     metadata,
-    Column("id", String(36), primary_key=True),
-    Column("subscription", String(36), nullable=False),
-    Column("resource_group", String(90), nullable=False),
-    Column("name", String(80, _CASELESS), nullable=False),
+    *_resource(String(80, _CASELESS)),
     Column("description", Text),
     Column("sharing", String(16), nullable=False),
     Column("everyone", Boolean, nullable=False),
