@@ -7,6 +7,8 @@ import json
 from datetime import timedelta
 
 import pytest
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from securesystemslib.signer import CryptoSigner, Key
 from tests.publicly import mirroring
 from tests.shop import ENDED, Shop, fresh
 
@@ -257,6 +259,34 @@ def test_a_root_that_only_one_side_has_signed(world, by):
     world.shop.sign_root(old if by == "old" else None)
     world.shop.publish(NEWER, number=6)
     world.refused("have not signed")
+
+
+def test_a_root_with_the_fingerprint_of_another(world):
+    """Ids of keys are only words in the file: the thief calls its own key by the publisher's id."""
+    (honest,), thief = world.shop.keys["root"], fresh()
+    public = Key.from_dict(honest.public_key.keyid, thief.public_key.to_dict())
+    world.shop.keys["root"] = [
+        CryptoSigner(load_pem_private_key(thief.private_bytes, None), public)
+    ]
+    forged = world.shop.sign_root()
+    with pytest.raises(Untrusted, match="not the id of its key"):
+        metadata.read_root(forged)
+
+
+@pytest.mark.parametrize("value", ["NaN", '"\\ud800"', "1.5"])
+def test_a_root_whose_keys_are_no_keys(world, value):
+    (key,) = world.shop.keys["root"]
+    text = world.pinned.decode().replace(f'"{key.public_key.keyval["public"]}"', value)
+    with pytest.raises(Untrusted, match="does not hold"):
+        metadata.read_root(text.encode())
+
+
+def test_a_root_that_names_a_key_and_lacks_it(world):
+    (key,) = world.shop.keys["root"]
+    root = json.loads(world.pinned)
+    del root["signed"]["keys"][key.public_key.keyid]
+    with pytest.raises(Untrusted, match="does not hold"):
+        metadata.read_root(json.dumps(root).encode())
 
 
 def test_a_threshold_that_is_not_met(tmp_path):

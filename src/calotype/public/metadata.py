@@ -5,7 +5,6 @@ which targets are of one state, timestamp which snapshot is the newest. A reader
 other, so nobody without keys can show an older state, a mixture of two, or one that ended.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,7 +25,7 @@ from tuf.api.metadata import (
 )
 
 from calotype.errors import InvalidInput, Untrusted
-from calotype.strict import require_shallow
+from calotype.strict import canonical, require_shallow
 
 Role = Literal["root", "targets", "snapshot", "timestamp"]
 ROLES: Final[tuple[Role, ...]] = ("root", "targets", "snapshot", "timestamp")
@@ -102,13 +101,25 @@ def read_root(data: bytes, what: str = "the root") -> Root:
         metadata = Metadata[Root].from_bytes(data)
         if not isinstance(metadata.signed, Root):
             raise Untrusted(f"{what} is other metadata than a root")
+        _require_ids(metadata.signed, what)
         metadata.signed.verify_delegate("root", metadata.signed_bytes, metadata.signatures)
-    except (RepositoryError, InvalidInput) as error:
+    except (RepositoryError, InvalidInput, ValueError) as error:
         raise Untrusted(
             f"{what} does not hold: {error}",
             hint="ask the publisher for the address and the fingerprint of the tree",
         ) from None
     return metadata.signed
+
+
+def _require_ids(root: Root, what: str) -> None:
+    """Refuse root keys under other ids than their own: nobody else does, and fingerprints are of the ids."""
+    for key_id in root.roles["root"].keyids:
+        key = root.get_key(key_id)
+        content = {"keytype": key.keytype, "scheme": key.scheme, "keyval": key.keyval}
+        if sha256(canonical(content)).hexdigest() != key_id:
+            raise InvalidInput(
+                f"{what} has a root key under {key_id[:80]!r}, not the id of its key"
+            )
 
 
 def fingerprint(root: Root) -> str:
@@ -118,8 +129,7 @@ def fingerprint(root: Root) -> str:
     """
     role = root.roles["root"]
     content = {"keyids": sorted(role.keyids), "threshold": role.threshold}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return sha256(text.encode()).hexdigest()
+    return sha256(canonical(content)).hexdigest()
 
 
 def _expiry(lifetime: timedelta) -> datetime:
