@@ -374,10 +374,12 @@ def test_show_tells_of_a_gallery_an_image_a_version(here, followed):
     assert shown(here, "community/Fabrikam-1/DB") == gallery.images[0]
     assert shown(here, "Fabrikam-1/db/latest").version == Version(1, 1, 0)
     assert shown(here, "Fabrikam-1/db/1.0.0") == gallery.images[0].versions[1]
+    azures = "/CommunityGalleries/Fabrikam-1/Images/db/Versions/1.0.0"
+    assert shown(here, azures) == gallery.images[0].versions[1]
     for missing in ("Fabrikam-2", "Fabrikam-1/x", "Fabrikam-1/db/9.0.0", "Fabrikam-1/db/x"):
         with pytest.raises(NotFound):
             shown(here, missing)
-    for wrong in ("", "a//b", "a/b/1.0.0/c"):
+    for wrong in ("", "community", "community/", "a//b", "a/b/1.0.0/c"):
         with pytest.raises(InvalidInput):
             shown(here, wrong)
 

@@ -162,6 +162,13 @@ def test_the_communitys_forms_lead_there(context, monkeypatch, text, wanted):
         references.find_version(context, text)
 
 
+def test_a_whole_gallery_of_the_community_is_no_image():
+    assert references.public("pub-abc") == references.public("Community/pub-abc")
+    with pytest.raises(InvalidInput, match="no image") as caught:
+        references.public_image("pub-abc")
+    assert "community/pub-abc/DEFINITION[/VERSION]" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("text", ["a:b:c", "debian:debian-12:cloud:latest", "debian12"])
 def test_the_marketplaces_forms_lead_there(context, monkeypatch, text):
     image = an_image(shelf=Shelf.MARKETPLACE)

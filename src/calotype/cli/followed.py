@@ -259,9 +259,9 @@ def pull(reference: str, *, common: Common | None = None) -> None:
     reference
         community/PUBLIC_NAME/DEFINITION[/VERSION]; without a version, the latest.
     """
-    public_name, definition, number = _parts(reference)
+    wanted = references.public_image(reference)
     with session(common) as context:
-        done = engine.bring(context, public_name, definition, references.version(number))
+        done = engine.bring(context, *wanted)
         if not for_people(common):
             emit(common, done)
             return
@@ -275,18 +275,6 @@ def pull(reference: str, *, common: Common | None = None) -> None:
         for use in done.mirrors:
             state = f" (dropped: {use.problem})" if use.problem else ""
             print(visible(f"  {use.name}: {show_size(use.bytes)}{state}"))
-
-
-def _parts(reference: str) -> tuple[str, str, str | None]:
-    parts = reference.split("/")
-    if parts[0].lower() == "community":
-        parts = parts[1:]
-    if not 2 <= len(parts) <= 3 or not all(parts):
-        raise InvalidInput(
-            f"'{reference}' names no image of the community",
-            hint="community/PUBLIC_NAME/DEFINITION[/VERSION]; calotype community list shows them",
-        )
-    return parts[0], parts[1], parts[2] if len(parts) == 3 else None
 
 
 def _emit_followed(common: Common | None, done: Followed) -> None:

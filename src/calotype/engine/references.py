@@ -35,13 +35,16 @@ _GALLERY_ID = re.compile(f"{_GROUP}/galleries/{_ANY}{_DEFINITION}", _FLAGS)
 _SHARED_ID = re.compile(f"/SharedGalleries/{_ANY}{_DEFINITION}", _FLAGS)
 _ONE_SHARED_ID = re.compile(f"/SharedGalleries/{_ANY}/?", _FLAGS)
 _COMMUNITY_ID = re.compile(f"/CommunityGalleries/{_ANY}{_DEFINITION}", _FLAGS)
+_COMMUNITYS = re.compile(f"{COMMUNITY}/|/CommunityGalleries/", _FLAGS)
 #: A subscription's id and the gallery's name.
 _UNIQUE = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-(.+)", _FLAGS)
 
 
-class _InCommunity(NamedTuple):
+class Public(NamedTuple):
+    """What a reference names in the community."""
+
     gallery: str  # its public name
-    definition: str
+    definition: str | None
     version: str | None
 
 
@@ -53,10 +56,10 @@ def find(context: Context, text: str) -> Image:
         InvalidInput: ``text`` is no reference.
     """
     _require_reference(text)
-    if (public := _in_community(text)) is not None:
+    if _COMMUNITYS.match(text):
         from calotype.engine.community import community  # noqa: PLC0415 (few references lead there)
 
-        return community.find(context, public.gallery, public.definition, version(public.version))
+        return community.find(context, *public_image(text))
     if (own := by_azures_id(context, text)) is not None:
         return own
     if "/" in text:
@@ -172,6 +175,41 @@ def version(text: str | None) -> Version | None:
     return parsed
 
 
+def public(text: str) -> Public:
+    """What ``[community/]PUBLIC_NAME[/DEFINITION[/VERSION]]``, or an id as Azure writes it, names.
+
+    Raises:
+        InvalidInput: ``text`` is no such reference.
+    """
+    if (match := _COMMUNITY_ID.fullmatch(text)) is not None:
+        return Public(*match.groups())
+    parts = text.split("/")
+    if parts[0].lower() == COMMUNITY:
+        del parts[0]
+    if not 1 <= len(parts) <= 3 or not all(parts):
+        raise InvalidInput(
+            f"'{one_line(text, 200)}' names nothing of the community",
+            hint=f"{COMMUNITY}/PUBLIC_NAME[/DEFINITION[/VERSION]]; calotype community list shows them",
+        )
+    return Public(*parts, *[None] * (3 - len(parts)))
+
+
+def public_image(text: str) -> tuple[str, str, Version | None]:
+    """As :func:`public`, of an image: without a version the latest.
+
+    Raises:
+        InvalidInput: ``text`` is no such reference.
+    """
+    gallery, definition, number = public(text)
+    if definition is None:
+        raise InvalidInput(
+            f"'{one_line(text, 200)}' names no image",
+            hint=f"{COMMUNITY}/{one_line(gallery, 80)}/DEFINITION[/VERSION]; calotype community show "
+            f"{one_line(gallery, 80)} says what it has",
+        )
+    return gallery, definition, version(number)
+
+
 def unique_name(gallery: Gallery) -> str:
     """What other subscriptions call a gallery that is shared with them: Azure's form."""
     return f"{gallery.scope.subscription}-{gallery.name.upper()}"
@@ -225,17 +263,6 @@ def _version_of(context: Context, identifier: str) -> ImageVersion:
         ) from None
 
 
-def _in_community(text: str) -> _InCommunity | None:
-    if (match := _COMMUNITY_ID.fullmatch(text)) is not None:
-        return _InCommunity(*match.groups())
-    first, *rest = text.split("/")
-    if first.lower() != COMMUNITY or not rest:
-        return None
-    if not 2 <= len(rest) <= 3 or not all(rest):
-        raise _no_gallery_form(text)
-    return _InCommunity(rest[0], rest[1], rest[2] if len(rest) == 3 else None)
-
-
 def _split(context: Context, text: str) -> tuple[ImageDefinition, str | None]:
     """The definition that a reference names, and what it says for a version."""
     galleries = context.catalog.galleries
@@ -247,7 +274,7 @@ def _split(context: Context, text: str) -> tuple[ImageDefinition, str | None]:
         unique, definition, number = match.groups()
         owner = galleries.at(*unique_parts(unique))
         return galleries.definition(owner.id, definition), number
-    if _in_community(text) is not None:
+    if _COMMUNITYS.match(text):
         raise InvalidInput(
             f"'{one_line(text, 200)}' is an image of the community, and no version in a gallery here",
             hint="make one of it: calotype gallery image-version create GALLERY/DEFINITION/1.0.0 --image "

@@ -12,7 +12,7 @@ from typing import Final
 
 from calotype.catalog import Act
 from calotype.catalog.audit import current_actor
-from calotype.engine import names
+from calotype.engine import names, references
 from calotype.engine.community import fitness
 from calotype.engine.context import Context
 from calotype.engine.references import COMMUNITY
@@ -169,27 +169,20 @@ def show(context: Context, reference: str) -> PublicGallery | PublicImage | Publ
 def _named(
     context: Context, reference: str
 ) -> tuple[PublicGallery, PublicGallery | PublicImage | PublicVersion]:
-    parts = reference.split("/")
-    if parts[0].lower() == COMMUNITY:
-        parts = parts[1:]
-    if not 1 <= len(parts) <= 3 or not all(parts):
-        raise InvalidInput(
-            f"'{one_line(reference, 200)}' names nothing of the community",
-            hint="PUBLIC_NAME[/DEFINITION[/VERSION]]; calotype community list shows them",
-        )
-    found = gallery(context, parts[0])
-    if len(parts) == 1:
+    name, definition, version = references.public(reference)
+    found = gallery(context, name)
+    if definition is None:
         return found, found
-    images = [i for i in found.images if i.name.lower() == parts[1].lower()]
-    if not images:
-        raise _missing(found, parts[1])
-    if len(parts) == 2:
-        return found, images[0]
-    number = images[0].latest if parts[2].lower() == "latest" else Version.parse(parts[2])
-    versions = [v for v in images[0].versions if v.version == number]
-    if not versions:
-        raise _missing(found, f"{parts[1]}/{parts[2]}")
-    return found, versions[0]
+    image = next((i for i in found.images if i.name.lower() == definition.lower()), None)
+    if image is None:
+        raise _missing(found, definition)
+    if version is None:
+        return found, image
+    number = image.latest if version.lower() == "latest" else Version.parse(version)
+    wanted = next((v for v in image.versions if v.version == number), None)
+    if wanted is None:
+        raise _missing(found, f"{definition}/{version}")
+    return found, wanted
 
 
 def _require_one(context: Context, name: str) -> PublicGallery:
