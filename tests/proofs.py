@@ -1,13 +1,19 @@
 """Proofs, reports of generalizing and boot tests, such as evidence reports are made of."""
 
 import hashlib
+import os
 import struct
 import zlib
 from dataclasses import replace
 from typing import Literal
 
+from calotype import wire
+from calotype.config import Home
 from calotype.engine.boot.bootreport import Artifact, BootReport, CloneReport, Difference
+from calotype.engine.import_ import ImageRequest, import_image
+from calotype.engine.proof.signing import Keys
 from calotype.engine.proof.statement import Rule
+from calotype.engine.sources import Upload
 from calotype.guest.generalize import GeneralizeReport, StepReport
 from calotype.guest.guest import Action, Edit
 from calotype.guest.inspect import Inspection
@@ -15,7 +21,7 @@ from calotype.guest.proof import Finding, Proof
 from calotype.guest.secrets import Secret
 from calotype.guest.steps import STEPS
 from calotype.guest.steps.step import Concern
-from calotype.model import MIB, OsType, Stage, Verdict
+from calotype.model import MIB, OsState, OsType, Stage, Verdict
 
 NASTY = "/etc/<script>alert('x')</script> \x1b[31m\u202e \udcff\nVerdict: Generalized"
 SEEN = Inspection(
@@ -45,6 +51,25 @@ DONE = GeneralizeReport(
     dry_run=False,
 )
 RULES = (Rule(name="No swap", passed=False, detail="/swap", authority="Marketplace"),)
+
+
+def upload(room):
+    """A home in ``room`` with the image ``web`` of an OS disk and a data disk, and both files beside it."""
+    (room / "os.raw").write_bytes(bytes(MIB) + os.urandom(MIB) + bytes(2 * MIB + 512))
+    (room / "data.raw").write_bytes(os.urandom(4096) + bytes(3 * MIB - 4096))
+    context = wire.build(home=Home(room / "home"))
+    import_image(
+        context,
+        ImageRequest(name="web", os_state=OsState.GENERALIZED),
+        Upload(location=str(room / "os.raw")),
+        {3: Upload(location=str(room / "data.raw"))},
+    )
+    context.close()
+
+
+def own(context):
+    """The key of the installation, as somebody names it who checks a report."""
+    return [Keys(context.home).own()]
 
 
 def png(colour):

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.proofs import CLEAN, DONE, MIXED, NASTY, RULES, booted, png
+from tests.proofs import CLEAN, DONE, MIXED, NASTY, RULES, booted, own, png, upload
 
 from calotype import cli, wire
 from calotype.catalog import Act
@@ -27,11 +27,9 @@ from calotype.disk.durable import write_private
 from calotype.engine import images
 from calotype.engine.context import Context
 from calotype.engine.export import export_image
-from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.proof import evidence as module
 from calotype.engine.proof.evidence import find_evidence, read_evidence, write_evidence
 from calotype.engine.proof.page import render
-from calotype.engine.proof.signing import Keys
 from calotype.engine.proof.statement import (
     PAYLOAD,
     PREDICATE,
@@ -41,10 +39,9 @@ from calotype.engine.proof.statement import (
     encode,
 )
 from calotype.engine.proof.verify_report import Outcome, verify_report
-from calotype.engine.sources import Upload
 from calotype.errors import Conflict, InvalidInput, NotFound, ReportRefused
 from calotype.guest.steps import STEPS
-from calotype.model import MIB, Image, OsState, Verdict
+from calotype.model import MIB, Image, Verdict
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,16 +50,7 @@ ROOT = Path(__file__).parents[2]
 def uploaded(tmp_path_factory):
     """A home with one image of an OS disk and a data disk (and a copy of both files)."""
     room = tmp_path_factory.mktemp("uploaded")
-    (room / "os.raw").write_bytes(bytes(MIB) + os.urandom(MIB) + bytes(2 * MIB + 512))
-    (room / "data.raw").write_bytes(os.urandom(4096) + bytes(3 * MIB - 4096))
-    context = wire.build(home=Home(room / "home"))
-    import_image(
-        context,
-        ImageRequest(name="web", os_state=OsState.GENERALIZED),
-        Upload(location=str(room / "os.raw")),
-        {3: Upload(location=str(room / "data.raw"))},
-    )
-    context.close()
+    upload(room)
     return room
 
 
@@ -85,20 +73,9 @@ def image(context):
     return context.catalog.image("web")
 
 
-def own(context):
-    return [Keys(context.home).own()]
-
-
 def said(context: Context, image: Image) -> Any:
     """What the image's report says."""
     return read_evidence(context, image).evidence
-
-
-def resigned(context, image, **changes):
-    """The image's report with other words, rightly signed."""
-    statement = read_evidence(context, image).statement
-    payload = encode(msgspec.structs.replace(statement, **changes))
-    return Keys(context.home).sign(payload, PAYLOAD)
 
 
 # -- what is in a report
@@ -293,7 +270,7 @@ def test_no_report_goes_while_an_operation_may_be_about_to_make_its_image(contex
 def test_it_is_exported_beside_the_disk(context, image, room):
     assert export_image(context, "web", room / "none.raw").report is None
     path = write_evidence(context, image, CLEAN)
-    done = exported(context, room / "web.raw")
+    done: Any = export_image(context, "web", room / "web.raw")
     assert done.report == room / "web.raw.report.json"
     assert done.report.read_bytes() == path.read_bytes()
     assert export_image(context, "web", room / "web.vhd", report=False).report is None
@@ -341,105 +318,7 @@ def test_a_report_of_another_image_is_refused(context, image):
         find_evidence(context, replace(image, id="twin"))
 
 
-# -- verify-report
-
-
-def exported(context: Context, path: Path) -> Any:
-    """What exporting the OS disk gave."""
-    return export_image(context, "web", path)
-
-
-def outcomes(verified):
-    return [answer.outcome for answer in verified.answers]
-
-
-def test_disks_in_every_format_are_what_the_report_says(context, image, room):
-    write_evidence(context, image, CLEAN)
-    for name in ("web.raw", "web.vhd", "web.qcow2", "web.vhdx", "web-stream.vmdk"):
-        done = exported(context, room / name)
-        verified = verify_report(done.report, keys=own(context), disks=[done.path])
-        assert verified.holds
-        assert outcomes(verified) == [Outcome.HOLDS, Outcome.NOT_ASKED]  # nothing of LUN 3
-    assert (room / "web.vhd").stat().st_size > image.os_disk.size + 512  # it was padded
-    both = [room / "data.raw", room / "web.qcow2"]
-    assert verify_report(done.report, keys=own(context), disks=both).holds
-    verified = verify_report(done.report, keys=own(context), disks=[both[0], both[0]])
-    assert outcomes(verified)[:2] == [Outcome.HOLDS, Outcome.FAILS]
-
-
-@pytest.mark.parametrize("where", [0, MIB, 2 * MIB - 1, 4 * MIB])
-def test_one_byte_of_a_disk_is_enough(context, image, room, where):
-    path = write_evidence(context, image, CLEAN)
-    with (room / "os.raw").open("r+b") as file:
-        file.seek(where)
-        byte = file.read(1)
-        file.seek(where)
-        file.write(bytes([byte[0] ^ 1]))
-    verified = verify_report(path, keys=own(context), disks=[room / "os.raw"])
-    assert not verified.holds
-    assert "something else" in verified.answers[0].detail
-
-
-def test_disks_of_other_sizes_and_what_is_no_disk(context, image, room):
-    path = write_evidence(context, image, CLEAN)
-    os.truncate(room / "os.raw", 2 * MIB)
-    (room / "empty").touch()
-    (room / "padded").write_bytes((room / "data.raw").read_bytes() + bytes(MIB))
-    files = [room / "os.raw", room / "empty", room / "absent", room / "padded"]
-    verified = verify_report(path, keys=own(context), disks=files)
-    assert outcomes(verified)[:4] == [Outcome.FAILS] * 4
-    assert "its size is" in verified.answers[0].detail
-
-
-def test_what_pads_a_disk_must_be_zero(context, image, room):
-    write_evidence(context, image, CLEAN)
-    done = exported(context, room / "web.vhd")
-    with done.path.open("r+b") as file:
-        file.seek(image.os_disk.size)
-        file.write(b"x")
-    assert not verify_report(done.report, keys=own(context), disks=[done.path]).holds
-
-
-def test_files_beside_the_report(context, image, room):
-    path = write_evidence(context, image, CLEAN, boot=booted(room, image))
-    verified = verify_report(path, keys=own(context))
-    assert outcomes(verified) == [Outcome.NOT_ASKED] * 2 + [Outcome.HOLDS] * 4
-    first, second, *_ = (path.parent / file.name for file in verified.statement.predicate.files)
-    first.write_bytes(first.read_bytes() + b"x")
-    second.unlink()
-    verified = verify_report(path, keys=own(context))
-    assert outcomes(verified)[2:4] == [Outcome.FAILS, Outcome.NOT_ASKED]
-    assert not verified.holds
-
-
-def test_a_report_that_knows_only_digests_that_we_do_not(context, image, room):
-    write_evidence(context, image, CLEAN)
-    statement = read_evidence(context, image).statement
-    for digest in ({}, {"md5": "0" * 64}):
-        subject = tuple(msgspec.structs.replace(s, digest=digest) for s in statement.subject)
-        (room / "r").write_bytes(resigned(context, image, subject=subject))
-        assert not verify_report(room / "r", keys=own(context), disks=[room / "os.raw"]).holds
-
-
-def test_no_digest_is_no_agreement(context, image, room):
-    write_evidence(context, image, CLEAN)
-    disk = read_evidence(context, image).statement.subject[0]
-    empty = msgspec.structs.replace(disk, name="empty", digest={})
-    (room / "r").write_bytes(resigned(context, image, subject=(empty, disk)))
-    verified = verify_report(room / "r", keys=own(context), disks=[room / "os.raw"])
-    assert "it is os-disk" in verified.answers[0].detail
-
-
-def test_every_digest_must_agree(context, image, room):
-    write_evidence(context, image, CLEAN)
-    statement = read_evidence(context, image).statement
-    for kind in ("sha256", "blake3"):
-        subject = tuple(
-            msgspec.structs.replace(s, digest={**s.digest, kind: "0" * 64})
-            for s in statement.subject
-        )
-        (room / "r").write_bytes(resigned(context, image, subject=subject))
-        assert not verify_report(room / "r", keys=own(context), disks=[room / "os.raw"]).holds
+# -- the form
 
 
 def test_names_of_files_cannot_leave_the_directory(context, image, room):
@@ -561,47 +440,6 @@ def test_image_report(context, image, room, capsys):
     assert run(capsys, "image", "report", "web", *files)[0] == 4
     assert run(capsys, "image", "report", "web", *files, "--overwrite")[0] == 0
     assert run(capsys, "image", "report", "web", "--html", room / "no" / "r.html")[0] == 3
-
-
-def test_verify_report_without_a_home(context, image, room, capsys, monkeypatch, tmp_path):
-    path = write_evidence(context, image, CLEAN, boot=booted(room, image))
-    run(capsys, "keys", "show")
-    _, pem, _ = run(capsys, "keys", "show", "--query", "pem")
-    (room / "signer.pem").write_text(pem)
-    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "nowhere"))
-    disks = ["--disk", room / "os.raw", "--disk", room / "data.raw"]
-    status, out, _ = run(capsys, "verify-report", path, "--key", room / "signer.pem", *disks)
-    assert status == 0
-    assert "every byte of it" in out
-    assert "which you named" in out
-    status, _, err = run(capsys, "verify-report", path)
-    assert (status, "--key" in err) == (2, True)
-    (room / "os.raw").write_bytes(b"x" * 512)
-    status, out, _ = run(capsys, "verify-report", path, "--key", room / "signer.pem", *disks)
-    assert (status, "It does not hold" in out) == (10, True)
-    status, out, _ = run(
-        capsys, "verify-report", path, "--key", room / "signer.pem", *disks, "-o", "json"
-    )
-    assert (status, json.loads(out)["holds"]) == (10, False)
-    assert not (tmp_path / "nowhere").exists()
-
-
-def test_verify_report_with_the_keys_of_this_installation(
-    context, image, room, capsys, monkeypatch
-):
-    path = write_evidence(context, image, CLEAN)
-    status, out, _ = run(capsys, "verify-report", path)
-    assert (status, "which this installation trusts" in out) == (0, True)
-    (room / "signer.pem").write_text(own(context)[0].pem)
-    monkeypatch.setenv("CALOTYPE_HOME", str(room / "second"))
-    run(capsys, "keys", "show")
-    status, _, err = run(capsys, "verify-report", path)
-    assert (status, "which you have not named" in err) == (10, True)
-    assert run(capsys, "keys", "trust", room / "signer.pem")[0] == 0
-    assert run(capsys, "verify-report", path)[0] == 0
-    assert run(capsys, "keys", "forget", own(context)[0].id)[0] == 0
-    assert run(capsys, "verify-report", path)[0] == 10
-    assert "2 entries" in run(capsys, "audit", "verify")[1]
 
 
 def test_rotation_and_the_audit_against_a_report(context, image, room, capsys):
