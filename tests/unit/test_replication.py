@@ -5,13 +5,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from tests.published import a_definition, a_version
 
 from calotype import wire
+from calotype.catalog.replicas import Replicas
 from calotype.config import SETTINGS
 from calotype.disk.base import read
 from calotype.engine import storage
@@ -53,7 +57,8 @@ def states(done):
 
 
 def indexes_in(path):
-    return sorted(p.name for p in (path / "indexes").iterdir()) if path.exists() else []
+    found = path / "indexes"
+    return sorted(p.name for p in found.iterdir()) if found.exists() else []
 
 
 def own(version):
@@ -126,7 +131,7 @@ def test_a_region_that_is_full_fails_alone(here, monkeypatch):
 
     def full(source, target, indexes, *, progress):
         with progress.phase("Copy", 100) as report:
-            if progress._region == "south":
+            if progress.replica.region == "south":
                 report(50)
                 raise OSError(28, "No space left on device")
         return real(source, target, indexes, progress=progress)
@@ -135,6 +140,81 @@ def test_a_region_that_is_full_fails_alone(here, monkeypatch):
     done = replication.replicate(here, version, ["south", "north"])
     assert states(done) == {"north": "Completed", "south": "Failed"}
     assert next(r for r in done.summary if r.region == "south").detail == "No space left on device"
+
+
+def test_a_region_that_is_slow_does_not_hold_up_the_others(here, monkeypatch):
+    """Each of two waits until the other one is at work."""
+    version = a_version(here)
+    real, both = copy_indexes, threading.Barrier(2, timeout=30)
+
+    def slow(*args, progress):
+        both.wait()
+        return real(*args, progress=progress)
+
+    monkeypatch.setattr(replication, "copy_indexes", slow)
+    done = replication.replicate(here, version, ["south", "north"])
+    assert states(done) == {"north": "Completed", "south": "Completed"}
+
+
+def test_a_region_that_another_command_holds_does_not_hold_up_the_others(here, monkeypatch):
+    version = a_version(here)
+    real, copied = copy_indexes, threading.Event()
+
+    def told(*args, progress):
+        report = real(*args, progress=progress)
+        copied.set()
+        return report
+
+    monkeypatch.setattr(replication, "copy_indexes", told)
+    with ThreadPoolExecutor(1) as pool:
+        with replication._held(here, "north"):
+            done = pool.submit(replication.replicate, here, version, ["north", "south"])
+            assert copied.wait(30)
+        assert states(done.result()) == {"north": "Completed", "south": "Completed"}
+
+
+def test_ctrl_c_ends_the_copies_to_all_regions(here, tmp_path, monkeypatch):
+    version = a_version(here, content=os.urandom(3 * MIB))
+    real, at_work, stopped = copy_indexes, threading.Barrier(3, timeout=30), threading.Event()
+
+    def slow(*args, progress):
+        at_work.wait()
+        assert stopped.wait(30)
+        return real(*args, progress=progress)
+
+    class Stop(threading.Event):
+        def set(self):
+            super().set()
+            stopped.set()
+
+    def interrupted(_jobs):
+        at_work.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(replication, "copy_indexes", slow)
+    monkeypatch.setattr(replication, "Event", Stop)
+    monkeypatch.setattr(replication, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replication.replicate(here, version, ["north", "south"])
+    status = replication.status(here, version)
+    assert states(status) == {"north": "Failed", "south": "Failed"}
+    assert {replica.detail for replica in status.summary} == {replication._INTERRUPTED}
+    assert indexes_in(tmp_path / "north") == indexes_in(tmp_path / "south") == []
+
+
+def test_what_nobody_foresaw_in_one_region_does_not_hinder_the_rest(here, monkeypatch):
+    version = a_version(here)
+    real = copy_indexes
+
+    def surprised(*args, progress):
+        if progress.replica.region == "north":
+            raise RuntimeError("a bug")
+        return real(*args, progress=progress)
+
+    monkeypatch.setattr(replication, "copy_indexes", surprised)
+    with pytest.raises(RuntimeError, match="a bug"):
+        replication.replicate(here, version, ["north", "south"])
+    assert states(replication.status(here, version)) == {"north": "Failed", "south": "Completed"}
 
 
 def test_a_version_is_usable_while_it_is_replicated_and_says_how_far_that_is(here, monkeypatch):
@@ -190,6 +270,77 @@ def test_a_replication_that_was_killed_says_so_and_goes_on(here, tmp_path):
     assert states(replication.replicate(here, version)) == {"north": "Completed"}
     with storage.other_store(here, "north") as other:
         assert other.check().ok
+
+
+def test_what_is_done_while_somebody_asks_was_not_interrupted(here, monkeypatch):
+    version = a_version(here)
+    done = replication.replicate(here, version, ["north"]).summary[0]
+    here.system.replicas.note(version.image.id, replace(done, state=ReplicationState.REPLICATING))
+    real = replication._held
+
+    def held(*args, **more):
+        here.system.replicas.note(version.image.id, done)
+        return real(*args, **more)
+
+    monkeypatch.setattr(replication, "_held", held)
+    assert states(replication.status(here, version)) == {"north": "Completed"}
+
+
+class KilledError(BaseException):
+    """As kill -9 ends a command, but for the locks: those fall here too."""
+
+
+@pytest.fixture
+def dying(monkeypatch):
+    """Sets after how many steps a command dies: before and after what it writes down, and each Index."""
+    left = -1
+
+    def after(steps):
+        nonlocal left
+        left = steps
+
+    def step():
+        if left == 0:
+            raise KilledError
+        after(left - 1)
+
+    def deadly(real):
+        def call(*args, **more):
+            step()
+            done = real(*args, **more)
+            step()
+            return done
+
+        return call
+
+    for name in ("add", "interrupt", "note", "claim"):
+        monkeypatch.setattr(Replicas, name, deadly(getattr(Replicas, name)))
+    monkeypatch.setattr(Repository, "accept", deadly(Repository.accept))
+    return after
+
+
+def test_wherever_it_is_killed_the_state_is_right_and_it_goes_on(here, tmp_path, dying):
+    made = []
+    for steps in range(99):
+        made.append(a_version(here, f"1.{steps}.0"))
+        dying(steps)
+        try:
+            replication.replicate(here, made[-1], ["north"])
+        except KilledError:
+            dying(-1)
+        else:
+            break
+        there = states(replication.status(here, made[-1]))
+        whole = set(own(made[-1])) <= set(indexes_in(tmp_path / "north"))
+        assert there in ({}, {"north": "Unknown"}, {"north": "Failed"}, {"north": "Completed"})
+        assert whole or there != {"north": "Completed"}
+        assert states(replication.replicate(here, made[-1], ["north"])) == {"north": "Completed"}
+        assert set(own(made[-1])) <= set(indexes_in(tmp_path / "north"))
+    assert 10 < steps < 98
+    dying(-1)
+    for version in made:
+        replication.withdraw(here, version, ["north"])
+    assert indexes_in(tmp_path / "north") == []
 
 
 def test_a_region_is_named_and_not_one_of_those_that_are_excluded(here):
@@ -293,6 +444,29 @@ def test_a_version_leaves_the_regions_that_it_is_excluded_from(here, tmp_path):
     assert indexes_in(tmp_path / "north") == []
     with pytest.raises(NotAllowed, match="excluded from region 'north'"):
         replication.replicate(here, changed, ["north"])
+
+
+def test_a_version_that_was_excluded_meanwhile_is_not_brought_there(here, tmp_path):
+    version = a_version(here)
+    versions.update_version(here, version.reference, excluded_regions=("north",))
+    done = replication.replicate(here, version, ["north", "south"])  # as it was before
+    assert states(done) == {"south": "Completed"}
+    assert not (tmp_path / "north").exists()
+
+
+def test_a_copy_ends_when_the_version_is_taken_out_of_the_region(here, tmp_path, monkeypatch):
+    version = a_version(here, content=os.urandom(3 * MIB))
+    real = copy_indexes
+
+    def withdrawn(*args, progress):
+        versions.update_version(here, version.reference, excluded_regions=("north",))
+        return real(*args, progress=progress)
+
+    monkeypatch.setattr(replication, "copy_indexes", withdrawn)
+    done = replication.replicate(here, version, ["north"])
+    assert done.summary == ()
+    assert indexes_in(tmp_path / "north") == []
+    assert here.system.replicas.unneeded() == {}
 
 
 def test_a_region_that_another_command_holds_is_cleaned_next_time(here, tmp_path):

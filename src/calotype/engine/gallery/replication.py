@@ -5,11 +5,13 @@ what fails in one is written down there, and the next ``replicate`` tries it aga
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
+from threading import Event
 from typing import Any
 
 from calotype.catalog import Act
@@ -17,7 +19,6 @@ from calotype.engine import storage
 from calotype.engine.context import Context
 from calotype.errors import CalotypeError, Conflict, InvalidInput, NotAllowed, NotFound, TimedOut
 from calotype.model import ImageVersion, Replica, ReplicationState
-from calotype.progress import Progress
 from calotype.store import Repository
 from calotype.store.copy import CopyReport
 from calotype.store.copy import copy as copy_indexes
@@ -78,7 +79,7 @@ def require_regions(
 
 
 def replicate(context: Context, version: ImageVersion, regions: Sequence[str] = ()) -> Replication:
-    """Bring a version to regions (without ``regions``, to those that it is to be in).
+    """Bring a version to regions (without ``regions``, to those that it is to be in), to all at once.
 
     Raises:
         InvalidInput, NotAllowed: see :func:`require_regions`.
@@ -93,9 +94,10 @@ def replicate(context: Context, version: ImageVersion, regions: Sequence[str] = 
         {"image": version.id, "regions": list(regions)},
     )
     context.catalog.replicas.add(version.id, wanted, act)
+    version = context.catalog.versions.of_image(version.id)
+    leave_excluded(context, version)  # if it was excluded before the rows were there to be removed
     with context.operation():  # nobody takes its Indexes away meanwhile
-        for region in regions:
-            _bring(context, version, region)
+        _bring_to_all(context, version, regions)
     clean(context)
     return status(context, version)
 
@@ -106,7 +108,8 @@ def status(context: Context, version: ImageVersion) -> Replication:
     Raises:
         NotFound: there is no such version, or the caller may not see it.
     """
-    found = tuple(_as_it_is(context, r) for r in context.catalog.replicas.of(version.id))
+    written = context.catalog.replicas.of(version.id)
+    found = tuple(_as_it_is(context, version.id, replica) for replica in written)
     return Replication(
         reference=version.reference, aggregated_state=_aggregated(found), summary=found
     )
@@ -153,41 +156,68 @@ def clean(context: Context) -> Cleaning:
     return Cleaning(removed=removed, waiting=waiting)
 
 
-# -- one region
+# -- the copies
 
 
-def _bring(context: Context, version: ImageVersion, region: str) -> None:
-    """Copy a version to a region; what hinders it is written down, and not raised."""
-    replicas = context.system.replicas
-    with _held(context, region):
-        replicas.interrupt(region, _INTERRUPTED)  # whoever worked on it held the region
-        found = [r for r in replicas.of(version.id) if r.region == region]
-        if not found:
-            return  # withdrawn, or purged, while we waited
-        note = _Note(context, version.id, found[0])
-        note(state=ReplicationState.REPLICATING, progress=0, detail="")
+def _bring_to_all(context: Context, version: ImageVersion, regions: Sequence[str]) -> None:
+    """Copy a version to regions side by side, so that a slow one does not hold up the others."""
+    if not regions:
+        return
+    assert context.repository  # noqa: S101 (opened here, before several threads ask for it)
+    stop = Event()
+    phase = context.progress.phase("Replicate", 100 * len(regions), unit="%")
+    with phase as advance, ThreadPoolExecutor(len(regions)) as pool:
         try:
-            report = _copied(context, version, region, note)
-        except (CalotypeError, OSError) as error:
-            note(state=ReplicationState.FAILED, detail=_in_words(error))
+            jobs = [pool.submit(_bring, context, version, r, advance, stop) for r in regions]
+            wait(jobs)
+        finally:
+            stop.set()  # after Ctrl-C those at work end soon
+    for job in jobs:
+        job.result()
+
+
+def _bring(
+    context: Context,
+    version: ImageVersion,
+    region: str,
+    advance: Callable[[int], None],
+    stop: Event,
+) -> None:
+    """Copy a version to a region, as soon as no other command holds it."""
+    while not stop.is_set():
+        with suppress(TimedOut), _held(context, region, patience=1):
+            context.system.replicas.interrupt(region, _INTERRUPTED)  # whoever worked on it held it
+            found = [r for r in context.system.replicas.of(version.id) if r.region == region]
+            for replica in found:  # none, if it was withdrawn while we waited
+                _copy(context, version, _Told(context, version.id, replica, advance, stop))
             return
-        stored = note.replica.bytes_stored + report.bytes_stored
-        if report.ok:
-            note(state=ReplicationState.COMPLETED, progress=100, detail="", bytes_stored=stored)
-        else:
-            problem = "; ".join(sorted(set(report.failed.values())))
-            detail = f"it cannot be read here: {problem}"
-            note(state=ReplicationState.FAILED, detail=detail, bytes_stored=stored)
 
 
-def _copied(context: Context, version: ImageVersion, region: str, note: "_Note") -> CopyReport:
+def _copy(context: Context, version: ImageVersion, told: "_Told") -> None:
+    """Copy a version to a region that is held; what hinders it is written down, and not raised."""
+    told.note(state=ReplicationState.REPLICATING, progress=0, detail="")
+    try:
+        report = _copied(context, version, told)
+    except (CalotypeError, OSError) as error:
+        told.note(state=ReplicationState.FAILED, detail=_in_words(error))
+        return
+    stored = told.replica.bytes_stored + report.bytes_stored
+    if report.ok:
+        told.note(state=ReplicationState.COMPLETED, progress=100, detail="", bytes_stored=stored)
+    else:
+        problem = "; ".join(sorted(set(report.failed.values())))
+        detail = f"it cannot be read here: {problem}"
+        told.note(state=ReplicationState.FAILED, detail=detail, bytes_stored=stored)
+
+
+def _copied(context: Context, version: ImageVersion, told: "_Told") -> CopyReport:
+    region = told.replica.region
     indexes = {disk.index for disk in version.image.disks}
     with storage.other_store(context, region, create=True) as other:
         _require_alike(context.repository, other, indexes, region)
         # What somebody else put there is not ours to remove.
         context.system.replicas.claim(region, indexes - set(other.indexes()))
-        progress = _Told(context.progress, note, region)
-        return copy_indexes(context.repository, other, sorted(indexes), progress=progress)
+        return copy_indexes(context.repository, other, sorted(indexes), progress=told)
 
 
 def _require_alike(
@@ -227,15 +257,19 @@ def _opened(context: Context, region: str) -> Iterator[Repository]:
         yield other
 
 
-def _as_it_is(context: Context, replica: Replica) -> Replica:
+def _as_it_is(context: Context, image_id: str, replica: Replica) -> Replica:
     """A replica that says that somebody works on it, checked."""
     if replica.state is not ReplicationState.REPLICATING:
         return replica
     try:
-        with _held(context, replica.region, patience=0):
-            return replace(replica, state=ReplicationState.FAILED, detail=_INTERRUPTED)
+        with _held(context, replica.region, patience=0):  # so nobody works on it any more
+            written = context.catalog.replicas.of(image_id)
     except TimedOut:
         return replica
+    now = next((r for r in written if r.region == replica.region), replica)
+    if now.state is ReplicationState.REPLICATING:
+        return replace(now, state=ReplicationState.FAILED, detail=_INTERRUPTED)
+    return now
 
 
 def _aggregated(replicas: Collection[Replica]) -> AggregatedState:
@@ -255,43 +289,48 @@ def _in_words(error: CalotypeError | OSError) -> str:
     return error.strerror or str(error)
 
 
-class _Note:
-    """A replica's row, written as it changes."""
+class _Told:
+    """The progress of a copy to one region: a replica's row, and a part of what the user sees.
 
-    def __init__(self, context: Context, image_id: str, replica: Replica) -> None:
+    Whoever reports to it learns so that the copy is to end.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        image_id: str,
+        replica: Replica,
+        advance: Callable[[int], None],
+        stop: Event,
+    ) -> None:
         self.replica = replica
         self._replicas = context.system.replicas
         self._image_id = image_id
+        self._advance = advance
+        self._stop = stop
 
-    def __call__(self, **changes: Any) -> None:
-        """Write down what changed, by the names of the replica's fields."""
+    def note(self, **changes: Any) -> bool:
+        """Write down what changed, by the names of the replica's fields; whether it is still wanted."""
+        before = self.replica.progress
         self.replica = replace(self.replica, updated_at=datetime.now(UTC), **changes)
-        self._replicas.note(self._image_id, self.replica)
-
-
-class _Told:
-    """Progress that is also written down, percent by percent."""
-
-    def __init__(self, inner: Progress, note: _Note, region: str) -> None:
-        self._inner = inner
-        self._note = note
-        self._region = region
+        self._advance(max(0, self.replica.progress - before))
+        return self._replicas.note(self._image_id, self.replica)
 
     @contextmanager
     def phase(
         self, label: str, total: int | None = None, *, unit: str = "B"
     ) -> Iterator[Callable[[int], None]]:
-        """A phase of the copy to this region."""
+        """A phase of the copy."""
+        del label, unit
         done = 0
 
-        with self._inner.phase(f"{label} to {self._region}", total, unit=unit) as report:
+        def counted(n: int) -> None:
+            nonlocal done
+            done += n
+            if self._stop.is_set():
+                raise Conflict(_INTERRUPTED)
+            percent = min(99, 100 * done // total) if total else 0
+            if percent > self.replica.progress and not self.note(progress=percent):
+                raise Conflict("it was taken out of the region meanwhile")
 
-            def counted(n: int) -> None:
-                nonlocal done
-                report(n)
-                done += n
-                percent = min(99, 100 * done // total) if total else 0
-                if percent > self._note.replica.progress:
-                    self._note(progress=percent)
-
-            yield counted
+        yield counted
