@@ -333,7 +333,6 @@ MATRIX: dict[str, Entry] = {
         C, lambda c, s: c.galleries.delete_definition(definition(s, "empty").id, ACT)
     ),
     "Versions.add": Entry(C, lambda c, s: c.versions.add(version(s, 3), ACT)),
-    "Versions.update": Entry(C, lambda c, s: c.versions.update(version(s), act=ACT)),
     "Versions.change": Entry(
         C, lambda c, s: c.versions.change(version(s).id, lambda _standing: Change(None, ACT))
     ),

@@ -9,7 +9,6 @@ from tests.shelf import ACT, DAY, NOW, new_definition, new_gallery, new_image, n
 from tests.used_vm import digest_of, os_disk
 
 from calotype.catalog.tables import images as table
-from calotype.catalog.tables import lineage
 from calotype.engine import images, launch, machines, storage, usable
 from calotype.engine.base import bases
 from calotype.engine.boot import boottest
@@ -423,15 +422,15 @@ def test_the_latest_of_this_region_is_a_last_good_one(context, web):
 
 def test_the_end_of_life_can_block_deletion(context, web, three):
     ends = NOW + 30 * DAY
-    blocked = replace(three[0], end_of_life=ends, block_deletion_before_end_of_life=True)
-    context.catalog.versions.update(blocked, act=ACT)
+    blocked = {"end_of_life": ends, "block_deletion_before_end_of_life": True}
+    publishing.update_version(context, three[0].reference, **blocked)
     for options in ({}, {"force": True}, {"purge": True, "force": True}):
         message, hint = refusal(
             NotAllowed, lifecycle.delete, context, REF.format("1.8.0"), **options
         )
         assert message == f"'gal/web/1.8.0' cannot be deleted before its end of life, {ends.date()}"
         assert "update gal/web/1.8.0 --no-block-deletion-before-end-of-life" in hint
-    context.catalog.versions.update(replace(blocked, end_of_life=NOW - DAY), act=ACT)
+    publishing.update_version(context, three[0].reference, end_of_life=NOW - DAY)
     lifecycle.delete(context, REF.format("1.8.0"))
 
 
@@ -460,13 +459,17 @@ def test_purged_at_once(context, web, three, gallery):
     assert context.system.indexes_in_use() == set()
 
 
-def test_an_update_does_not_undo_what_happened_meanwhile(context, web, three):
-    stale = three[0]
-    lifecycle.turn(context, stale.reference, Lifecycle.REVOKED, reason="a key")
-    deleted = lifecycle.delete(context, stale.reference).version
-    context.catalog.versions.update(replace(stale, end_of_life=NOW), act=ACT)
-    now = lifecycle.named(context, stale.reference, deleted=True)
-    assert now == replace(deleted, end_of_life=NOW)
+def test_an_update_does_not_undo_what_happened_meanwhile(context, web, three, monkeypatch):
+    stale, happened = three[0], []
+
+    def find_version(context, reference):
+        lifecycle.turn(context, reference, Lifecycle.REVOKED, reason="a key")
+        happened.append(lifecycle.delete(context, reference).version)
+        return stale
+
+    monkeypatch.setattr("calotype.engine.references.find_version", find_version)
+    now = publishing.update_version(context, stale.reference, end_of_life=NOW)
+    assert now == replace(happened[0], end_of_life=NOW)
     assert not now.eligible
 
 

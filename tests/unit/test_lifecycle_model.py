@@ -20,6 +20,7 @@ from tests.shelf import ACT, DAY, NOW, new_definition, new_gallery, new_vm, publ
 
 from calotype.catalog.versions import Change
 from calotype.engine.gallery import lifecycle
+from calotype.engine.gallery.versions import update_version
 from calotype.errors import Conflict, NotAllowed, NotFound
 from calotype.model import Lifecycle, Stage, Version
 
@@ -167,9 +168,7 @@ class GalleryModel(RuleBasedStateMachine):
     def exclude(self, number, excluded):
         entry, error = self.alive(number)
         with self.expect(error):
-            version = lifecycle.named(self.context, self.ref(number))
-            changed = replace(version, exclude_from_latest=excluded)
-            self.context.catalog.versions.update(changed, act=ACT)
+            update_version(self.context, self.ref(number), exclude_from_latest=excluded)
             entry.excluded = excluded
 
     @rule(number=numbers | st.none())

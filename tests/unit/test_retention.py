@@ -10,6 +10,7 @@ from tests.shelf import ACT, DAY, NOW, new_definition, new_gallery, new_version,
 
 from calotype.catalog.versions import Change
 from calotype.engine.gallery import lifecycle, retention
+from calotype.engine.gallery import versions as publishing
 from calotype.engine.gallery.retention import plan
 from calotype.errors import InvalidInput, NotFound
 from calotype.model import ImageDefinition, Lifecycle, OsState, OsType, Retention, Stage, Version
@@ -153,8 +154,8 @@ def web(context, gallery):
     web = new_definition(context, gallery, retention=Retention(keep=2))
     made = [publish(context, web, f"1.{minor}.0") for minor in range(6)]
     new_vm(context, "vm", made[0].id)
-    protected = replace(made[1], end_of_life=NOW + 9 * DAY, block_deletion_before_end_of_life=True)
-    context.catalog.versions.update(protected, act=ACT)
+    protection = {"end_of_life": NOW + 9 * DAY, "block_deletion_before_end_of_life": True}
+    publishing.update_version(context, made[1].reference, **protection)
     lifecycle.turn(context, made[2].reference, Lifecycle.REVOKED)
     return web
 

@@ -5,7 +5,7 @@ in the same transaction, so the latest version is one step in an index, however 
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -33,9 +33,6 @@ from calotype.errors import Conflict, NotAllowed, NotFound
 from calotype.model import ImageVersion, Lifecycle, PurchasePlan, Role, Stage, Version
 
 _PAGE = 500  # versions that one statement reads, with their disks
-
-#: What an update leaves as it is in the catalogue: another command may have changed it meanwhile.
-_KEPT = ("image", "state", "replacement", "reason", "deleted_at", "purge_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,19 +149,6 @@ class Versions(Part):
         while page := self.list(definition_id, limit=_PAGE, before=before):
             yield from page
             before = page[-1].version
-
-    def update(self, *changed: ImageVersion, act: Act) -> None:
-        """Change what people may set of versions (not their numbers, images and states), all at once.
-
-        Raises:
-            NotFound, Forbidden: there is none, or the caller may not change it.
-        """
-        with self._write() as db:
-            for version in changed:
-                before = self._of_image(db, version.id, Role.CONTRIBUTOR)
-                kept = {name: getattr(before, name) for name in _KEPT}
-                _put(db, before, replace(version, **kept))
-            append(db, act)
 
     def change(
         self,
