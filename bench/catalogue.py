@@ -108,7 +108,7 @@ def version(number: int) -> ImageVersion:
         created_at=_START + timedelta(minutes=number),
         scope=Scope(),
         shelf=Shelf.GALLERY,
-        parent_id=identifier("image", number - 10) if number >= 10 else None,
+        parents=(identifier("image", number - 10),) if number >= 10 else (),
     )
     deleted = _START + timedelta(minutes=number + 60) if 0.08 <= share < 0.1 else None
     return ImageVersion(
@@ -161,8 +161,9 @@ def fill(path: Path, numbers: range) -> None:
             db.execute(insert(tables.images), [rows.image_row(v.image) for v in made])
             disks = [row for v in made for row in rows.image_disk_rows(v.image)]
             db.execute(insert(tables.image_disks), disks)
-            kept = [{"id": v.id, "parent_id": v.image.parent_id, "name": v.reference} for v in made]
-            db.execute(insert(tables.lineage), kept)
+            db.execute(insert(tables.lineage), [{"id": v.id, "name": v.reference} for v in made])
+            above = [row for v in made for row in rows.descent_rows(v.image)]
+            db.execute(insert(tables.descent), above)
             db.execute(insert(tables.versions), [_row(v) for v in made])
             db.commit()
         db.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -76,7 +76,7 @@ def new_image(name: str, *, parent: str | None = None, stage: Stage = Stage.PROM
         os_disk=ImageDisk(index="a" * 64, size=GIB),
         generation=Generation.V2,
         stage=stage,
-        parent_id=parent,
+        parents=(parent,) if parent else (),
         provenance=Provenance(kind=SourceKind.FILE, source="web.raw"),
         created_at=NOW,
     )

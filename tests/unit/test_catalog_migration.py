@@ -66,7 +66,7 @@ CHILD = replace(
     verdict=None,
     stage=Stage.STAGED,
     provenance=Provenance(kind=SourceKind.VM, source="vm1", vm_id="v1", image_id=WEB.id),
-    parent_id=WEB.id,
+    parents=(WEB.id,),
 )
 VMS = [
     VirtualMachine(

@@ -349,7 +349,7 @@ def test_a_version_of_an_image_is_that_image_again(context, gallery):
     version = versions.of_image(context, versions.place(context, "gal/web/1.0.0"), "web")
     assert version.reference == version.image.name == "gal/web/1.0.0"
     assert version.image.disks == made.disks
-    assert (version.image.parent_id, version.image.provenance.image_id) == (made.id, made.id)
+    assert (version.image.parents, version.image.provenance.image_id) == ((made.id,), made.id)
     assert (version.image.plan, version.image.entitlement) == (plan, "msdn")
     assert version.image.stage is Stage.PROMOTED
     assert references.find(context, "gal/web") == version.image
@@ -385,7 +385,7 @@ def test_a_version_of_a_version_descends_from_it(context, gallery):
     first = publish(context, "1.0.0")
     a_definition(context, name="copy")
     second = versions.of_image(context, versions.place(context, "gal/copy/1.0.0"), "gal/web")
-    assert second.image.parent_id == first.id
+    assert second.image.parents == (first.id,)
     assert second.image.provenance.source == "gal/web/1.0.0"
 
 

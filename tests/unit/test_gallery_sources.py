@@ -147,7 +147,7 @@ def test_a_version_of_a_vm_has_all_its_disks(context, room):
     version = versions.of_vm(context, place(context, "gal/one/1.0.0"), "vm1", tags={"a": "b"})
     assert [disk.lun for disk in version.image.disks] == [None, 0, 5]
     assert version.image.provenance.vm_id == vm.id
-    assert version.image.parent_id == vm.image_id
+    assert version.image.parents == (vm.image_id,)
     assert version.image.tags == {"a": "b"}
     assert version.image.stage is Stage.STAGED
     assert context.catalog.list_images()[0].name == "img"
@@ -209,7 +209,7 @@ def test_a_version_of_managed_disks(context, room, monkeypatch):
     assert [disk.index for disk in version.image.disks] == [disk.index for disk in source.disks]
     assert version.image.provenance.kind is SourceKind.DISK
     assert version.image.provenance.source == "vm1-os"
-    assert version.image.parent_id == source.id
+    assert version.image.parents == (source.id,)
     assert version.image.plan == plan  # although the image that had it is gone
     assert context.catalog.snapshots.list() == []
 

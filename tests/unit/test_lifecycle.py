@@ -4,10 +4,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import insert, update
 from tests.shelf import ACT, DAY, NOW, new_definition, new_gallery, new_image, new_vm, publish
 from tests.used_vm import digest_of, os_disk
 
+from calotype.catalog.tables import descent
 from calotype.catalog.tables import images as table
 from calotype.engine import images, launch, machines, storage, usable
 from calotype.engine.base import bases
@@ -328,14 +329,15 @@ def test_cycles_in_the_lineage_are_harmless(context, web, three):
     one, two, three_ = three
     with context.catalog._write() as db:
         for child, parent in ((one, two), (two, three_), (three_, one)):
-            db.execute(update(lineage).where(lineage.c.id == child.id).values(parent_id=parent.id))
+            row = {"child_id": child.id, "position": 0, "parent_id": parent.id}
+            db.execute(insert(descent).values(row))
     assert context.catalog.lineage.revocation(one.id) is None
     assert len(context.catalog.lineage.descendants(one.id).found) == 2
     lifecycle.turn(context, two.reference, Lifecycle.REVOKED)
     assert latest(context, web) is None
     assert context.catalog.lineage.revocation(three_.id).id == two.id
     itself = new_image("itself")
-    context.catalog.add_image(replace(itself, parent_id=itself.id))
+    context.catalog.add_image(replace(itself, parents=(itself.id,)))
     assert context.catalog.lineage.revocation(itself.id) is None
 
 

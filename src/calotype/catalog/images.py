@@ -6,7 +6,7 @@ from sqlalchemy import Connection, delete, func, insert, select
 
 from calotype.catalog import quotas, rows
 from calotype.catalog.access import taken
-from calotype.catalog.tables import image_disks, images, lineage
+from calotype.catalog.tables import descent, image_disks, images, lineage
 from calotype.model import Image, Shelf
 
 #: As many values as one statement asks for.
@@ -27,8 +27,10 @@ def put_image(db: Connection, image: Image) -> None:
     quotas.charge(db, image.scope.subscription, quotas.of_image(image))
     db.execute(insert(images), row)
     db.execute(insert(image_disks), rows.image_disk_rows(image))
-    kept = {key: row[key] for key in ("id", "parent_id", "name", "plan", "entitlement")}
+    kept = {key: row[key] for key in ("id", "name", "plan", "entitlement")}
     db.execute(insert(lineage), kept)
+    if image.parents:
+        db.execute(insert(descent), rows.descent_rows(image))
 
 
 def drop_image(db: Connection, image_id: str) -> None:

@@ -1,17 +1,28 @@
-"""What descends from what: every image that ever was, its parent, and whether it was revoked.
+"""What descends from what: every image that ever was, its parents, and whether it was revoked.
 
 Rows stay when images go, so a chain holds although images between are deleted. Each image is visited once,
 so a search ends whatever the rows say.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import CTE, ColumnElement, Connection, RowMapping, func, select, update
+from sqlalchemy import (
+    CTE,
+    Connection,
+    RowMapping,
+    Select,
+    func,
+    literal,
+    select,
+    union,
+    update,
+)
 
 from calotype.catalog.part import Part
-from calotype.catalog.tables import images, lineage, versions, vms
+from calotype.catalog.tables import descent, disks, images, lineage, versions, vms
 
 
 class Revocation(NamedTuple):
@@ -37,7 +48,7 @@ class Descendant:
     kind: str  # the image's shelf, or "VM"
     id: str
     name: str
-    parent: str  # the name of the image that it was made of
+    parent: str  # the name of an image that it was made of, by which it is found
     deleted: bool = False  # a version that can still come back
 
 
@@ -58,17 +69,21 @@ class Lineage(Part):
             return revocation(db, image_id)
 
     def ancestors(self, image_id: str) -> Sequence[Ancestor]:
-        """What an image descends from, its parent first."""
+        """What an image descends from, its parents first, and of those its OS disk's."""
         with self._read() as db:
             return [Ancestor(row["id"], row["name"]) for row in _upwards(db, image_id)][1:]
 
     def descendants(self, image_id: str) -> Descendants:
         """The images, then the VMs, that come from an image and exist, by name."""
+        parts = ((images, _images(image_id)), (vms, _vms(image_id)))
+        found: list[Descendant] = []
+        count = 0
         with self._read() as db:
-            of_images = self._access.visible(db, images)
-            of_vms = self._access.visible(db, vms)
-            found = (*_images(db, image_id, of_images), *_vms(db, image_id, of_vms))
-            return Descendants(found, _count(db, image_id) - len(found))
+            for table, query in parts:
+                seen = query.where(self._access.visible(db, table))
+                found += [Descendant(*row) for row in db.execute(seen)]
+                count += db.scalar(select(func.count()).select_from(query.subquery())) or 0
+        return Descendants(tuple(found), count - len(found))
 
 
 def revocation(db: Connection, image_id: str) -> Revocation | None:
@@ -82,13 +97,22 @@ def revocation(db: Connection, image_id: str) -> Revocation | None:
 
 def _upwards(db: Connection, image_id: str) -> Iterator[RowMapping]:
     """The rows of an image and of its ancestors, the nearest first."""
-    up = select(lineage).where(lineage.c.id == image_id).cte("up", recursive=True)
-    above = select(lineage).join(up, lineage.c.id == up.c.parent_id)
-    known = {row["id"]: row for row in db.execute(select(up.union(above))).mappings()}
-    row = known.pop(image_id, None)
-    while row is not None:
-        yield row
-        row = known.pop(row["parent_id"], None)
+    up = select(literal(image_id).label("id")).cte("up", recursive=True)
+    up = up.union(select(descent.c.parent_id).join(up, descent.c.child_id == up.c.id))
+    query = (
+        select(lineage, descent.c.parent_id)
+        .join(up, lineage.c.id == up.c.id)
+        .join(descent, descent.c.child_id == lineage.c.id, isouter=True)
+        .order_by(descent.c.position)
+    )
+    found: dict[str | None, list[RowMapping]] = {}
+    for row in db.execute(query).mappings():
+        found.setdefault(row["id"], []).append(row)
+    waiting: deque[str | None] = deque([image_id])
+    while waiting:
+        several = found.pop(waiting.popleft(), [])  # one for each parent
+        yield from several[:1]
+        waiting.extend(row["parent_id"] for row in several)
 
 
 def mark_revoked(db: Connection, image_id: str, reason: str | None) -> list[str]:
@@ -100,41 +124,36 @@ def mark_revoked(db: Connection, image_id: str, reason: str | None) -> list[str]
 
 def _below(image_id: str) -> CTE:
     """The ids of an image and of all that descend from it."""
-    down = select(lineage.c.id).where(lineage.c.id == image_id).cte("down", recursive=True)
-    children = select(lineage.c.id).join(down, lineage.c.parent_id == down.c.id)
-    return down.union(children)
+    down = select(literal(image_id).label("id")).cte("down", recursive=True)
+    return down.union(select(descent.c.child_id).join(down, descent.c.parent_id == down.c.id))
 
 
-def _images(db: Connection, image_id: str, where: ColumnElement[bool]) -> Iterator[Descendant]:
-    below, parents = _below(image_id), lineage.alias("parents")
-    query = (
-        select(images.c.id, images.c.name, images.c.shelf, parents.c.name.label("parent"))
-        .add_columns(versions.c.deleted_at)
-        .join(below, images.c.id == below.c.id)
-        .join(lineage, lineage.c.id == images.c.id)
-        .join(parents, parents.c.id == lineage.c.parent_id)
+def _images(image_id: str) -> Select[Any]:
+    """The images that come from one, each with one of its parents, as fields of :class:`Descendant`."""
+    below = _below(image_id)
+    return (
+        select(images.c.shelf, images.c.id, images.c.name, func.min(lineage.c.name))
+        .add_columns(versions.c.deleted_at.isnot(None))
+        .join(descent, descent.c.child_id == images.c.id)
+        .join(below, below.c.id == descent.c.parent_id)
+        .join(lineage, lineage.c.id == below.c.id)
         .join(versions, versions.c.image_id == images.c.id, isouter=True)
-        .where(images.c.id != image_id, where)
+        .where(images.c.id != image_id)
+        .group_by(images.c.id)
+        .order_by(images.c.name, images.c.id)
     )
-    for row in db.execute(query.order_by(images.c.name, images.c.id)):
-        yield Descendant(row.shelf, row.id, row.name, row.parent, row.deleted_at is not None)
 
 
-def _vms(db: Connection, image_id: str, where: ColumnElement[bool]) -> Iterator[Descendant]:
+def _vms(image_id: str) -> Select[Any]:
+    """The VMs that were made of what comes from an image, or have a disk of it; as :func:`_images`."""
     below = _below(image_id)
-    query = (
-        select(vms.c.id, vms.c.name, lineage.c.name.label("parent"))
-        .join(below, vms.c.image_id == below.c.id)
-        .join(lineage, lineage.c.id == vms.c.image_id)
-        .where(where)
+    of_disks = select(disks.c.vm_id, disks.c.image_id)
+    sources = union(select(vms.c.id.label("vm_id"), vms.c.image_id), of_disks).subquery()
+    return (
+        select(literal("VM"), vms.c.id, vms.c.name, func.min(lineage.c.name))
+        .join(sources, sources.c.vm_id == vms.c.id)
+        .join(below, below.c.id == sources.c.image_id)
+        .join(lineage, lineage.c.id == below.c.id)
+        .group_by(vms.c.id)
+        .order_by(vms.c.name, vms.c.id)
     )
-    for row in db.execute(query.order_by(vms.c.name, vms.c.id)):
-        yield Descendant("VM", row.id, row.name, row.parent)
-
-
-def _count(db: Connection, image_id: str) -> int:
-    below = _below(image_id)
-    of_images = select(func.count()).select_from(images).join(below, images.c.id == below.c.id)
-    of_vms = select(func.count()).select_from(vms).join(below, vms.c.image_id == below.c.id)
-    others = of_images.where(images.c.id != image_id)
-    return (db.scalar(others) or 0) + (db.scalar(of_vms) or 0)

@@ -71,7 +71,7 @@ def image_row(image: Image) -> dict[str, Any]:
         "stage": image.stage.value,
         "verdict": image.verdict.value if image.verdict else None,
         "provenance": _provenance_json(image.provenance),
-        "parent_id": image.parent_id or image.provenance.image_id,
+        "parents": list(image.parents),
         "plan": plan_json(image.plan),
         "entitlement": image.entitlement,
         "created_at": image.created_at,
@@ -90,6 +90,14 @@ def image_disk_rows(image: Image) -> list[dict[str, Any]]:
             "caching": disk.caching.value,
         }
         for position, disk in enumerate(image.disks)
+    ]
+
+
+def descent_rows(image: Image) -> list[dict[str, Any]]:
+    """The rows of ``descent``, the OS disk's first."""
+    return [
+        {"child_id": image.id, "position": position, "parent_id": parent}
+        for position, parent in enumerate(image.parents)
     ]
 
 
@@ -120,7 +128,7 @@ def to_image(row: Row, disk_rows: Sequence[Row]) -> Image:
         created_at=row["created_at"],
         scope=to_scope(row),
         shelf=Shelf(row["shelf"]),
-        parent_id=row["parent_id"],
+        parents=tuple(row["parents"]),
         plan=to_plan(row["plan"]),
         entitlement=row["entitlement"],
     )

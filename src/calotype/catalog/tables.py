@@ -85,7 +85,7 @@ images = Table(
     Column("stage", String(16), nullable=False),
     Column("verdict", String(16)),
     Column("provenance", JSON, nullable=False),
-    Column("parent_id", String(36), index=True),
+    Column("parents", JSON, nullable=False),
     Column("plan", JSON(none_as_null=True)),
     Column("entitlement", String(64)),
     Column("created_at", Instant, nullable=False),
@@ -200,11 +200,19 @@ lineage = Table(
     "lineage",
     metadata,
     Column("id", String(36), primary_key=True),
-    Column("parent_id", String(36), index=True),
     Column("name", Text, nullable=False),
     Column("plan", JSON(none_as_null=True)),
     Column("entitlement", String(64)),
     Column("revoked", Text),
+)
+
+#: Which images the disks of an image come from, the OS disk's first; rows stay, as those of ``lineage``.
+descent = Table(
+    "descent",
+    metadata,
+    Column("child_id", String(36), primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("parent_id", String(36), nullable=False, index=True),
 )
 
 galleries = Table(

@@ -88,11 +88,16 @@ def capture_vm(
     )
 
 
+def _parents(vm: VirtualMachine) -> tuple[str, ...]:
+    """The images that a VM's disks come from, its own first; also of disks that were attached later."""
+    sources = (vm.image_id, *(disk.image_id for disk in vm.disks))
+    return tuple(dict.fromkeys(source for source in sources if source is not None))
+
+
 def _with_heritage(context: Context, vm: VirtualMachine) -> VirtualMachine:
-    """The VM with the plan and the entitlement of all its disks, also of those that were attached later."""
-    sources = {disk.image_id for disk in vm.disks if disk.image_id is not None}
-    plan, entitlement = context.catalog.versions.heritage(sources)
-    return replace(vm, plan=vm.plan or plan, entitlement=vm.entitlement or entitlement)
+    """The VM with the plan and the entitlement that an image of it inherits."""
+    plan, entitlement = context.catalog.versions.heritage(_parents(vm))
+    return replace(vm, plan=plan, entitlement=entitlement)
 
 
 def _taken(
@@ -182,6 +187,7 @@ def _image(
             notes=notes,
         ),
         created_at=datetime.now(UTC),
+        parents=_parents(vm),
         plan=vm.plan,
         entitlement=vm.entitlement,
     )

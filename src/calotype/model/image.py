@@ -161,7 +161,7 @@ class Image:
     created_at: datetime
     scope: Scope = Scope()
     shelf: Shelf = Shelf.MANAGED
-    parent_id: str | None = None  # the image that it descends from
+    parents: tuple[str, ...] = ()  # the images that its disks come from, the OS disk's first
     plan: PurchasePlan | None = None  # whose terms must be accepted; descendants inherit it
     entitlement: str | None = None  # that a subscription must hold; descendants inherit it
 

@@ -80,7 +80,7 @@ def of_image(
             id=names.new_id(),
             name=where.name,
             tags=require_tags(image.tags if tags is None else tags),
-            parent_id=image.id,
+            parents=(image.id,),
             created_at=datetime.now(UTC),
         )
         _carry_evidence(context, image, copy)
@@ -295,8 +295,9 @@ def _of_snapshots(
 
     wanted = where.definition
     proof = look.prove_index(context, first.index)
-    sources = {one.image_id for one in (first, *others.values()) if one.image_id is not None}
-    plan, entitlement = context.catalog.versions.heritage(sources)
+    sources = (one.image_id for one in (first, *others.values()))
+    parents = tuple(dict.fromkeys(source for source in sources if source is not None))
+    plan, entitlement = context.catalog.versions.heritage(parents)
     image = Image(
         id=names.new_id(),
         name=where.name,
@@ -314,6 +315,7 @@ def _of_snapshots(
             consistency=first.consistency,
         ),
         created_at=datetime.now(UTC),
+        parents=parents,
         plan=plan,
         entitlement=entitlement,
     )

@@ -137,6 +137,6 @@ def _copy(image: Image, name: str, index: str) -> Image:
         os_state=OsState.GENERALIZED,
         stage=Stage.STAGED,  # nobody saw these disks start
         provenance=provenance,
-        parent_id=image.id,
+        parents=(image.id,),
         created_at=datetime.now(UTC),
     )

@@ -22,8 +22,15 @@ def _fill() -> None:
     now = sa.func.current_timestamp()
     subscriptions = sa.table("subscriptions", *map(sa.column, ("id", "name", "created_at")))
     op.execute(subscriptions.insert().values(id=_SUBSCRIPTION, name="default", created_at=now))
-    op.execute("UPDATE images SET parent_id = json_extract(provenance, '$.image_id')")
-    op.execute("INSERT INTO lineage (id, parent_id, name) SELECT id, parent_id, name FROM images")
+    op.execute(
+        "UPDATE images SET parents = json_array(json_extract(provenance, '$.image_id')) "
+        "WHERE json_extract(provenance, '$.image_id') IS NOT NULL"
+    )
+    op.execute("INSERT INTO lineage (id, name) SELECT id, name FROM images")
+    op.execute(
+        "INSERT INTO descent (child_id, position, parent_id) "
+        "SELECT images.id, key, value FROM images, json_each(images.parents)"
+    )
     usage = sa.table("usage", *map(sa.column, ("subscription", "kind", "used")))
     for kind, count in {
         "images": sa.text("(SELECT count(*) FROM images)"),
@@ -78,15 +85,21 @@ def _create() -> None:
     op.create_table(
         "lineage",
         sa.Column("id", sa.String(length=36), nullable=False),
-        sa.Column("parent_id", sa.String(length=36), nullable=True),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("plan", sa.JSON(), nullable=True),
         sa.Column("entitlement", sa.String(length=64), nullable=True),
         sa.Column("revoked", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_lineage"),
     )
-    with op.batch_alter_table("lineage") as batch_op:
-        batch_op.create_index("ix_lineage_parent_id", ["parent_id"], unique=False)
+    op.create_table(
+        "descent",
+        sa.Column("child_id", sa.String(length=36), nullable=False),
+        sa.Column("position", sa.Integer(), nullable=False),
+        sa.Column("parent_id", sa.String(length=36), nullable=False),
+        sa.PrimaryKeyConstraint("child_id", "position", name="pk_descent"),
+    )
+    with op.batch_alter_table("descent") as batch_op:
+        batch_op.create_index("ix_descent_parent_id", ["parent_id"], unique=False)
 
     op.create_table(
         "market_catalogs",
@@ -336,7 +349,7 @@ def _alter() -> None:
         batch_op.add_column(
             sa.Column("shelf", sa.String(length=16), nullable=False, server_default="Managed")
         )
-        batch_op.add_column(sa.Column("parent_id", sa.String(length=36), nullable=True))
+        batch_op.add_column(sa.Column("parents", sa.JSON(), nullable=False, server_default="[]"))
         batch_op.add_column(sa.Column("plan", sa.JSON(), nullable=True))
         batch_op.add_column(sa.Column("entitlement", sa.String(length=64), nullable=True))
         batch_op.alter_column(
@@ -346,7 +359,6 @@ def _alter() -> None:
         batch_op.create_unique_constraint(
             "uq_images_name", ["subscription", "resource_group", "name"]
         )
-        batch_op.create_index("ix_images_parent_id", ["parent_id"], unique=False)
         batch_op.create_index(
             "ix_images_shelf", ["shelf", "subscription", "resource_group", "name"], unique=False
         )
