@@ -38,9 +38,9 @@ def test_promote_and_rollback(context, web, command):
     assert told(command, "list", "gal/web")[1]["latest"] is True
     done = told(command, "promote", "gal/web/2.0.0", "--untested")
     assert (done["version"], done["latest"], done["report"]) == ("2.0.0", True, None)
-    shown = command("rollback", "gal/web").out
-    assert "gal/web/1.10.0" in shown
-    assert "note: excluded from latest: gal/web/2.0.0" in shown
+    shown = command("rollback", "gal/web")
+    assert "gal/web/1.10.0" in shown.out
+    assert shown.err == "note: excluded from latest: gal/web/2.0.0\n"
     assert told(command, "rollback", "gal/web", "--to", "1.9.0")["excluded"] == ["gal/web/1.10.0"]
     refused = command("rollback", "gal/web", status=4).err
     assert "no other version could be the latest" in refused
@@ -59,7 +59,7 @@ def test_states(context, web, command):
         [],
     )
     assert told(command, "obsolete", "gal/web/1.9.0")["state"] == "Obsolete"
-    assert "note: 1 image or VM descends" in command("revoke", "gal/web/1.9.0").out
+    assert "note: 1 image or VM descends" in command("revoke", "gal/web/1.9.0").err
     assert told(command, "activate", "gal/web/1.9.0")["state"] == "Active"
     refused = command("deprecate", "gal/web", status=2)
     assert "number" in refused.err
@@ -70,9 +70,9 @@ def test_delete_and_undelete(context, web, command):
     assert (
         "VMs were made of 'gal/web/1.9.0': vm" in command("delete", "gal/web/1.9.0", status=4).err
     )
-    shown = command("delete", "gal/web/1.9.0", "--force").out
-    assert "note: VMs that were made of it go on: vm" in shown
-    assert "calotype gallery image-version undelete gal/web/1.9.0" in shown
+    shown = command("delete", "gal/web/1.9.0", "--force")
+    assert shown.err == "note: VMs that were made of it go on: vm\n"
+    assert "calotype gallery image-version undelete gal/web/1.9.0" in shown.out
     assert [one["version"] for one in told(command, "list", "gal/web", "--deleted")] == ["1.9.0"]
     assert told(command, "undelete", "gal/web/1.9.0")["deletedAt"] is None
     done = told(command, "delete", "gal/web/1.9.0", "--force", "--purge")

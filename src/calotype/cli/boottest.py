@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from calotype import units
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
-from calotype.cli.text import one_line
+from calotype.cli.text import one_line, say
 from calotype.engine.boot.bootreport import BootReport, CloneReport, Difference
 from calotype.engine.boot.boottest import boot_test
 from calotype.errors import GuestError
@@ -58,7 +58,7 @@ def _explain(common: Common | None, report: BootReport) -> None:
     rows = [_row(found) for found in report.differences or _alone(report.clones)]
     emit(common, rows, _columns(len(report.clones)) if rows else None)
     for note in report.notes:
-        print(f"note: {one_line(note)}")
+        say("note", note)
     for clone in report.clones:
         for artifact in clone.artifacts:
             if artifact.path is not None:

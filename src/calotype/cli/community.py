@@ -7,8 +7,8 @@ from cyclopts import App, Parameter
 from calotype.cli import GROUPS
 from calotype.cli.common import Common, session
 from calotype.cli.output import Columns, emit, for_people, plain
+from calotype.cli.text import say, visible
 from calotype.cli.text import size as show_size
-from calotype.cli.text import visible
 from calotype.engine.community import community
 from calotype.model import ReportCategory
 
@@ -91,7 +91,7 @@ def publish(
             return
         print(f"public as {community.public_name(done.gallery)}")
         for warning in done.warnings:
-            print(visible(f"note: {warning}"))
+            say("note", warning)
 
 
 @app.command

@@ -10,7 +10,7 @@ from calotype import units
 from calotype.cli.common import Common, session
 from calotype.cli.gallery_version import emit_version, version_record
 from calotype.cli.output import Columns, emit, for_people, plain
-from calotype.cli.text import one_line
+from calotype.cli.text import one_line, say
 from calotype.engine.context import Context
 from calotype.engine.gallery import lifecycle, retention
 from calotype.engine.gallery.retention import Retained
@@ -160,7 +160,7 @@ def delete(
         return
     name = one_line(version.reference)
     if done.users:
-        print(f"note: VMs that were made of it go on: {one_line(', '.join(done.users))}")
+        say("note", f"VMs that were made of it go on: {', '.join(done.users)}")
     if done.gone:
         print(f"{name} is gone")
     else:
@@ -197,7 +197,7 @@ def descendants(reference: str, *, common: Common | None = None) -> None:
         return
     emit(common, list(below.found), _DESCENDANTS)
     if below.hidden:
-        print(f"note: and {below.hidden} that you may not see")
+        say("note", f"and {below.hidden} that you may not see")
 
 
 def retain(
@@ -235,7 +235,7 @@ def retain(
     }
     emit(common, [row for one in done for row in _retained(one)["decisions"]], columns)
     for reference in (reference for one in done for reference in one.purged):
-        print(f"note: {one_line(reference)}, deleted earlier, {going} for good")
+        say("note", f"{reference}, deleted earlier, {going} for good")
 
 
 def _retained(done: Retained) -> dict[str, Any]:
@@ -273,4 +273,4 @@ def _emit(
         return
     emit_version(common, context, version)
     for note in notes:
-        print(f"note: {one_line(note)}")
+        say("note", note)

@@ -10,4 +10,4 @@ __all__ = ["one_line", "say", "size", "visible"]
 
 def say(kind: str, text: str) -> None:
     """Tell people something beside the result, on standard error: ``warning: …``, ``note: …``."""
-    print(visible(f"{kind}: {text}"), file=sys.stderr)
+    print(f"{kind}: {one_line(text)}", file=sys.stderr)
