@@ -211,6 +211,16 @@ def test_the_migrations_make_the_tables_of_the_model(catalog):
         assert compare_metadata(context, metadata) == []
 
 
+def test_the_migrations_give_columns_the_case_of_the_model(catalog):
+    """Which Alembic does not compare."""
+    with catalog._database.engine.connect() as db:
+        for column in (column for table in metadata.sorted_tables for column in table.c):
+            db.exec_driver_sql(f'CREATE INDEX probe ON "{column.table.name}" ("{column.name}")')
+            (there, *_) = db.exec_driver_sql("PRAGMA index_xinfo(probe)").mappings()
+            db.exec_driver_sql("DROP INDEX probe")
+            assert there["coll"] == (getattr(column.type, "collation", None) or "BINARY"), column
+
+
 def test_opening_again_does_not_migrate_again(tmp_path, monkeypatch):
     Catalog(tmp_path / "c.db").close()
     monkeypatch.setattr("calotype.catalog.migrate.upgrade", lambda _e: pytest.fail("migrated"))

@@ -78,7 +78,7 @@ class Access:
         if self.unlimited:
             return true()
         places = [table.c.subscription == INSTALLATION]
-        for row in self._assignments(db, Role.READER):
+        for row in db.execute(self._assignments(Role.READER)).mappings():
             place: ColumnElement[bool] = table.c.subscription == row["subscription"]
             if row["resource_group"] is not None:
                 place = and_(place, table.c.resource_group == row["resource_group"])
@@ -121,13 +121,13 @@ class Access:
             return True
         if row["subscription"] == INSTALLATION:
             return role is Role.READER
-        identifier = str(row.get("id", ""))
-        return any(
-            held["subscription"] == row["subscription"]
-            and held["resource_group"] in (None, row["resource_group"])
-            and held["resource"] in (None, identifier)
-            for held in self._assignments(db, role)
+        held = role_assignments.c
+        query = self._assignments(role).where(
+            held.subscription == row["subscription"],
+            or_(held.resource_group.is_(None), held.resource_group == row["resource_group"]),
+            or_(held.resource.is_(None), held.resource == row.get("id")),
         )
+        return db.execute(query).first() is not None
 
     def may(self, db: Connection, role: Role, table: Table, row: Row) -> bool:
         """As :meth:`has`; the roles for a VM count for its disks, those for a gallery for its versions."""
@@ -138,8 +138,9 @@ class Access:
 
     def belongs(self, db: Connection, subscription: str) -> bool:
         """Whether the caller has any role in a subscription."""
-        held = self._assignments(db, Role.READER)
-        return self.unlimited or any(row["subscription"] == subscription for row in held)
+        there = role_assignments.c.subscription == subscription
+        held = self._assignments(Role.READER).where(there)
+        return self.unlimited or db.execute(held).first() is not None
 
     # -- refusals
 
@@ -239,12 +240,10 @@ class Access:
         query = select(galleries.c.id).where(galleries.c.id == row.get("id"), self.shared(db))
         return db.scalar(query) is not None
 
-    def _assignments(self, db: Connection, role: Role) -> list[Row]:
+    def _assignments(self, role: Role) -> Select[Any]:
+        """The caller's roles that are this one, or include it."""
         mine = role_assignments.c.principal == self.caller.principal
-        query = select(role_assignments).where(
-            mine, role_assignments.c.role.in_(_INCLUDED_IN[role])
-        )
-        return [dict(row) for row in db.execute(query).mappings()]
+        return select(role_assignments).where(mine, role_assignments.c.role.in_(_INCLUDED_IN[role]))
 
 
 def missing(kind: str, name: str) -> NotFound:

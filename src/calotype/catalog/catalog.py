@@ -162,13 +162,13 @@ class Catalog:
         where = (
             images.c.shelf == Shelf.MANAGED.value,
             images.c.subscription == scope.subscription.lower(),
-            images.c.resource_group.collate("NOCASE") == scope.group,
+            images.c.resource_group == scope.group,
             images.c.name.collate("NOCASE") == name,
         )
-        exact = (images.c.resource_group == scope.group, images.c.name == name)
-        query = select(images).where(*where).order_by(*(column.desc() for column in exact))
+        exact = images.c.name == name
+        query = select(images).where(*where).order_by(exact.desc(), images.c.id)
         with self._read() as db:
-            for row in _all(db, query.order_by(images.c.id)):
+            for row in _all(db, query):
                 if self.access.may(db, Role.READER, images, row):
                     return rows.to_image(row, image_disk_rows_of(db, row["id"]))
         raise NotFound(

@@ -78,7 +78,7 @@ class Galleries(Part):
         """
         where = [galleries.c.subscription == subscription.lower(), galleries.c.name == name]
         if group is not None:
-            where.append(galleries.c.resource_group.collate("NOCASE") == group)
+            where.append(galleries.c.resource_group == group)
         with self._read() as db:
             row = db.execute(select(galleries).where(*where)).mappings().first()
             if row is None or not self._access.may(db, Role.READER, galleries, dict(row)):

@@ -254,7 +254,7 @@ def _scope(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "subscription": row["subscription"],
         "resource_group": row["resource_group"],
-        "id": row["resource"] or "",
+        "id": row["resource"],
     }
 
 

@@ -61,7 +61,7 @@ def _resource(name: String) -> tuple[Column[Any], ...]:
     return (
         Column("id", String(36), primary_key=True),
         Column("subscription", String(36), nullable=False),
-        Column("resource_group", String(90), nullable=False),
+        Column("resource_group", String(90, _CASELESS), nullable=False),
         Column("name", name, nullable=False),
     )
 
@@ -339,7 +339,7 @@ role_assignments = Table(
     Column("principal", String(128), nullable=False),
     Column("role", String(16), nullable=False),
     Column("subscription", ForeignKey("subscriptions.id"), nullable=False),
-    Column("resource_group", String(90)),
+    Column("resource_group", String(90, _CASELESS)),
     Column("resource", String(36)),
     Column("created_at", Instant, nullable=False),
     Index("ix_role_assignments_principal", "principal", "subscription"),

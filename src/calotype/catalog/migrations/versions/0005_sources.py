@@ -68,7 +68,7 @@ def _create() -> None:
         "galleries",
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("subscription", sa.String(length=36), nullable=False),
-        sa.Column("resource_group", sa.String(length=90), nullable=False),
+        sa.Column("resource_group", sa.String(length=90, collation="NOCASE"), nullable=False),
         sa.Column("name", sa.String(length=80, collation="NOCASE"), nullable=False),
         sa.Column("description", sa.Text(), nullable=True),
         sa.Column("sharing", sa.String(length=16), nullable=False),
@@ -116,7 +116,7 @@ def _create() -> None:
         "snapshots",
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("subscription", sa.String(length=36), nullable=False),
-        sa.Column("resource_group", sa.String(length=90), nullable=False),
+        sa.Column("resource_group", sa.String(length=90, collation="NOCASE"), nullable=False),
         sa.Column("name", sa.String(length=80), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("index", sa.String(length=64), nullable=False),
@@ -247,7 +247,7 @@ def _create() -> None:
         sa.Column("principal", sa.String(length=128), nullable=False),
         sa.Column("role", sa.String(length=16), nullable=False),
         sa.Column("subscription", sa.String(length=36), nullable=False),
-        sa.Column("resource_group", sa.String(length=90), nullable=True),
+        sa.Column("resource_group", sa.String(length=90, collation="NOCASE"), nullable=True),
         sa.Column("resource", sa.String(length=36), nullable=True),
         sa.Column("created_at", sa.DateTime, nullable=False),
         sa.ForeignKeyConstraint(
@@ -327,7 +327,10 @@ def _alter() -> None:
         )
         batch_op.add_column(
             sa.Column(
-                "resource_group", sa.String(length=90), nullable=False, server_default="default"
+                "resource_group",
+                sa.String(length=90, collation="NOCASE"),
+                nullable=False,
+                server_default="default",
             )
         )
         batch_op.drop_constraint("uq_disks_name", type_="unique")
@@ -343,7 +346,10 @@ def _alter() -> None:
         )
         batch_op.add_column(
             sa.Column(
-                "resource_group", sa.String(length=90), nullable=False, server_default="default"
+                "resource_group",
+                sa.String(length=90, collation="NOCASE"),
+                nullable=False,
+                server_default="default",
             )
         )
         batch_op.add_column(
@@ -374,7 +380,10 @@ def _alter() -> None:
         )
         batch_op.add_column(
             sa.Column(
-                "resource_group", sa.String(length=90), nullable=False, server_default="default"
+                "resource_group",
+                sa.String(length=90, collation="NOCASE"),
+                nullable=False,
+                server_default="default",
             )
         )
         batch_op.add_column(sa.Column("plan", sa.JSON(), nullable=True))
