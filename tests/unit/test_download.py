@@ -352,6 +352,16 @@ def test_parts_that_nobody_continues_go(context, web):
         assert left(context) == ["", ".json"]
 
 
+def test_another_download_leaves_parts_alone(context, web):
+    interrupt(context, web)
+    body = BODY[:1000]
+    web.files["/other"] = File(body)
+    assert get(context, web.url("/other"), body=body) == body
+    assert left(context) == [".json", ".part"]
+    assert get(context, web.url("/image")) == BODY
+    assert web.asked[-1][0] > 1_000_000
+
+
 # Processes
 
 CLIENT = """
