@@ -19,7 +19,7 @@ from calotype.engine.community import publishing
 from calotype.engine.gallery import galleries, lifecycle, replication
 from calotype.engine.gallery import versions as engine
 from calotype.engine.launch import VmRequest, create_vm
-from calotype.errors import Forbidden, NotAllowed, NotFound
+from calotype.errors import Conflict, Forbidden, NotAllowed, NotFound
 from calotype.model import DEFAULT_SUBSCRIPTION, Lifecycle, OsState, Sharing
 
 
@@ -137,6 +137,20 @@ def test_after_a_withdrawn_share_old_vms_work_and_new_ones_are_refused(owner, te
     taken = capture_vm(team, "old", CaptureRequest(name="mine", os_state=OsState.GENERALIZED))
     a_vm(team, "new", taken.image.name)
     assert team.catalog.vm("old").disks
+
+
+def test_whoever_shares_a_version_is_told_of_vms_of_others_and_not_their_names(
+    owner, team, context
+):
+    galleries.share(owner, "gal", add=[team.scope.subscription])
+    version = references.find(team, written(owner))
+    a_vm(team, "secret", written(owner))
+    a_vm(owner, "own", "gal/web")
+    a_version(context, "2.0.0")
+    with pytest.raises(Conflict, match=r"VMs were made of 'gal/web/1\.0\.0': own, \(of others\)$"):
+        lifecycle.delete(owner, "gal/web/1.0.0")
+    seen = owner.catalog.versions.users(owner.catalog.versions.of_image(version.id).definition_id)
+    assert seen == {version.id: ("own", "(of others)")}
 
 
 def test_after_a_reset_it_is_shared_with_nobody(owner, team):
