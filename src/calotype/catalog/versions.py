@@ -116,9 +116,10 @@ class Versions(Part):
         at = now or datetime.now(UTC)
         with self._read() as db:
             owner = self._require(db, Role.READER, definition_id)
-            for row in _good(db, definition_id, region, at):
-                return _version(db, row)
-            raise self._no_latest(db, owner, definition_id, region, at)
+            row = next(_good(db, definition_id, region, at), None)
+            if row is None:
+                raise self._no_latest(db, owner, definition_id, region, at)
+            return _version(db, row)
 
     def list(
         self,
@@ -243,8 +244,8 @@ class Versions(Part):
             found = db.execute(query).all()
         plans = {plan for row in found if (plan := rows.to_plan(row.plan)) is not None}
         entitlements = {row.entitlement for row in found if row.entitlement is not None}
-        named = {"plans": set(map(str, plans))}
-        for what, several in {**named, "entitlements": entitlements}.items():
+        named = {"plans": {str(plan) for plan in plans}, "entitlements": entitlements}
+        for what, several in named.items():
             if len(several) > 1:
                 raise NotAllowed(
                     f"the disks come from images of two {what}: {' and '.join(sorted(several))}",
@@ -333,16 +334,10 @@ def last_good(db: Connection, definition_id: str, region: str | None, now: datet
 
     That is the latest one, anywhere and in ``region``; where all that could be it are over, the highest.
     """
-    found = {
-        row["id"]
-        for place in (None, region)
-        for row in [next(_good(db, definition_id, place, now), None)]
-        if row is not None
-    }
-    if not found:
-        row = db.execute(_newest_first(_candidates(definition_id)).limit(1)).mappings().first()
-        found = set() if row is None else {row["id"]}
-    return found
+    found = [next(_good(db, definition_id, place, now), None) for place in (None, region)]
+    if not any(found):
+        found = [db.execute(_newest_first(_candidates(definition_id)).limit(1)).mappings().first()]
+    return {row["id"] for row in found if row is not None}
 
 
 def refresh_eligible(db: Connection, image_id: str) -> None:
@@ -382,7 +377,10 @@ def _candidates(definition_id: str) -> Select[Any]:
 def _good(
     db: Connection, definition_id: str, region: str | None, now: datetime
 ) -> Iterator[RowMapping]:
-    """The eligible versions that are not over, and not barred in ``region``; the highest first."""
+    """The eligible versions that are not over, and not barred in ``region``; the highest first.
+
+    Those that are over are stepped over in the index: a millisecond for thousands.
+    """
     ends = versions.c.end_of_life
     current = _candidates(definition_id).where(or_(ends.is_(None), ends > now))
     for row in db.execute(_newest_first(current)).mappings():
@@ -404,7 +402,7 @@ def _obstacle(
         return "is staged", command.format("promote")
     if version.state is not Lifecycle.ACTIVE:
         return f"is {version.state}", f"publish a newer one, or {command.format('activate')}"
-    if (revoked := revocation(db, version.id)) is not None:
+    if not version.eligible and (revoked := revocation(db, version.id)) is not None:
         return f"descends from '{revoked.name}', which was revoked", "publish a newer one"
     if version.exclude_from_latest:
         return "is excluded from latest", command.format("promote")
