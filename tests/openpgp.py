@@ -23,44 +23,48 @@ class Signer:
     secret: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
 
     @property
-    def _public(self) -> bytes:
+    def public(self) -> bytes:
+        """The body of the key's packet."""
         raw = self.secret.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         return struct.pack(">BIB", 4, BORN, 22) + _OID + _mpi(b"\x40" + raw)
 
     @property
     def fingerprint(self) -> str:
-        body = self._public
+        body = self.public
         return hashlib.sha1(b"\x99" + struct.pack(">H", len(body)) + body).hexdigest().upper()
 
     @property
     def armored(self) -> str:
         name = self.name.encode()
-        body = self._public
+        body = self.public
         text = b"\x99" + struct.pack(">H", len(body)) + body
         text += b"\xb4" + struct.pack(">I", len(name)) + name
         extra = _sub(27, b"\x03")
         if self.lifetime is not None:
             extra += _sub(9, struct.pack(">I", self.lifetime))
-        own = self._signature(0x13, text, BORN, "sha512", extra)
-        packets = _packet(6, body) + _packet(13, name) + own
+        own = self.signature(0x13, text, BORN, "sha512", extra)
+        packets = packet(6, body) + packet(13, name) + own
         return armor("PUBLIC KEY BLOCK", packets)
 
     def detached(
         self, data: bytes, *, at: int = BORN + 1000, hashed: str = "sha512", lifetime: int = 0
     ) -> bytes:
         extra = _sub(3, struct.pack(">I", lifetime)) if lifetime else b""
-        return self._signature(0x00, data, at, hashed, extra)
+        return self.signature(0x00, data, at, hashed, extra)
 
     def clear(self, data: bytes, *, at: int = BORN + 1000, hashed: str = "sha512") -> bytes:
         """Clearsigned; ``data`` is lines without trailing blanks."""
         lines = data.decode().removesuffix("\n").split("\n")
         signed = "\r\n".join(lines).encode()
         shown = "\n".join("- " + line if line.startswith("-") else line for line in lines)
-        signature = armor("SIGNATURE", self._signature(0x01, signed, at, hashed, b""))
+        signature = armor("SIGNATURE", self.signature(0x01, signed, at, hashed, b""))
         head = f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: {hashed.upper()}\n\n"
         return (head + shown + "\n" + signature).encode()
 
-    def _signature(self, kind: int, data: bytes, at: int, hashed: str, extra: bytes) -> bytes:
+    def signature(
+        self, kind: int, data: bytes, at: int, hashed: str = "sha512", extra: bytes = b""
+    ) -> bytes:
+        """A signature packet of any kind over these bytes."""
         subpackets = _sub(33, b"\x04" + bytes.fromhex(self.fingerprint))
         subpackets += _sub(2, struct.pack(">I", at)) + extra
         head = struct.pack(">BBBBH", 4, kind, 22, _HASHES[hashed], len(subpackets)) + subpackets
@@ -77,7 +81,7 @@ class Signer:
             + _mpi(raw[:32])
             + _mpi(raw[32:])
         )
-        return _packet(2, body)
+        return packet(2, body)
 
 
 def armor(kind: str, data: bytes) -> str:
@@ -96,5 +100,5 @@ def _sub(kind: int, data: bytes) -> bytes:
     return bytes([len(data) + 1, kind]) + data
 
 
-def _packet(tag: int, body: bytes) -> bytes:
+def packet(tag: int, body: bytes) -> bytes:
     return bytes([0xC0 | tag, 255]) + struct.pack(">I", len(body)) + body

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.market_server import key
-from tests.openpgp import BORN, Signer, armor
+from tests.openpgp import BORN, Signer, armor, packet
 
 from calotype.errors import CalotypeError, InvalidInput, Untrusted
 from calotype.market.signature import clearsigned, dearmored, detached
@@ -122,6 +122,57 @@ def test_the_fingerprint_counts_and_not_the_keyring(signer, stranger):
 def test_what_is_no_key(text):
     with pytest.raises(InvalidInput, match="no armored OpenPGP public key"):
         dearmored(text)
+
+
+def hashed_key(signer):
+    return b"\x99" + len(signer.public).to_bytes(2) + signer.public
+
+
+def test_a_revoked_key(signer):
+    revocation = signer.signature(0x20, hashed_key(signer), BORN + 500)
+    first = packet(6, signer.public)
+    rest = dearmored(signer.armored).removeprefix(first)
+    armored = armor("PUBLIC KEY BLOCK", first + revocation + rest)
+    revoked = msgspec.structs.replace(key(signer), armored=armored)
+    with pytest.raises(Untrusted, match="the key was revoked"):
+        detached(b"x", signer.detached(b"x"), [revoked], "SUMS")
+
+
+def test_a_strangers_key_that_was_slipped_in_as_a_subkey(signer, stranger):
+    """Without a binding signature, or with one that the stranger made."""
+    slipped = packet(14, stranger.public)
+    text = hashed_key(signer) + hashed_key(stranger)
+    for binding in (
+        b"",
+        stranger.signature(0x18, text, BORN + 1),
+        signer.signature(0x18, b"", BORN),
+    ):
+        block = dearmored(signer.armored) + slipped + binding
+        trusted = msgspec.structs.replace(key(signer), armored=armor("PUBLIC KEY BLOCK", block))
+        with pytest.raises(Untrusted):
+            detached(b"x", stranger.detached(b"x"), [trusted], "SUMS")
+        assert detached(b"x", signer.detached(b"x"), [trusted], "SUMS").text == b"x"
+
+
+def test_an_armor_in_every_spelling(signer):
+    whole = dearmored(signer.armored)
+    begin, _, body = signer.armored.partition("\n\n")
+    for text in (
+        signer.armored.replace("\n", "\r\n"),
+        f"{begin} \nComment: a key\nVersion: 1\n \t\n{body}",
+        signer.armored.replace("-----END", "=AbCd\n-----END"),
+        f"words around it\n{signer.armored}and more\n",
+    ):
+        assert dearmored(text) == whole
+    assert dearmored(signer.armored * 2) == whole * 2
+
+
+@pytest.mark.parametrize("filling", ["\n", " ", "A\n", "A: b\n", "=", "-----BEGIN PGP PUBLIC KEY"])
+def test_an_absurd_armor_is_refused_at_once(filling):
+    begin = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n"
+    for text in (begin, f"{begin}\n"):
+        with pytest.raises(InvalidInput, match="no armored OpenPGP public key"):
+            dearmored(text + filling * 100_000)
 
 
 @given(st.text(max_size=400))

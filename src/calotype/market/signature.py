@@ -5,7 +5,6 @@ signed. Trust in a key comes from the catalogue that names its fingerprint, from
 """
 
 import binascii
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,7 @@ from calotype.run import Limits, Sandbox, run
 from calotype.units import one_line
 
 MAX_SIGNATURE = 1 << 18
-_ARMOR = re.compile(
-    r"-----BEGIN PGP PUBLIC KEY BLOCK-----[ \t]*\r?\n(?:[A-Za-z]+: [^\n]*\n)*[ \t]*\r?\n"
-    r"([A-Za-z0-9+/=\s]*?)(?:\n=[A-Za-z0-9+/]{4})?\s*-----END PGP PUBLIC KEY BLOCK-----"
-)
+_BEGIN, _END = (f"-----{word} PGP PUBLIC KEY BLOCK-----" for word in ("BEGIN", "END"))
 _HASHES = frozenset(
     {8, 9, 10, 11, 12, 14}
 )  # SHA-2 and SHA-3 of 224 bits and more, as RFC 9580 counts
@@ -74,11 +70,8 @@ def dearmored(text: str) -> bytes:
     Raises:
         InvalidInput: it holds no armored public key.
     """
-    blocks = _ARMOR.findall(text)
     try:
-        data = b"".join(
-            binascii.a2b_base64("".join(block.split()), strict_mode=True) for block in blocks
-        )
+        data = b"".join(_dearmored_block(block) for block in text.split(_BEGIN)[1:])
     except (binascii.Error, ValueError):
         data = b""
     if not data:
@@ -87,6 +80,16 @@ def dearmored(text: str) -> bytes:
             hint="gpg --armor --export FINGERPRINT writes one",
         )
     return data
+
+
+def _dearmored_block(text: str) -> bytes:
+    """What stands between two lines, after the headers and a blank line, before a checksum."""
+    inside, end, _rest = text.partition(_END)
+    lines = [line.strip() for line in inside.splitlines()]
+    if not end or lines[0]:
+        raise ValueError
+    body = [line for line in lines[lines.index("", 1) :] if not line.startswith("=")]
+    return binascii.a2b_base64("".join(body), strict_mode=True)
 
 
 class _Bench:
