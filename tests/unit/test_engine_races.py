@@ -91,7 +91,8 @@ def upload(context, disk, name="img"):
 
 
 def create(context, name="vm1", **options):
-    return create_vm(context, VmRequest(name=name, image="img", start=False, **options))
+    wanted = {"image": "img", "start": False, **options}
+    return create_vm(context, VmRequest(name=name, **wanted))
 
 
 def meanwhile(monkeypatch, module, name, action):
@@ -121,9 +122,22 @@ def test_an_upload_does_not_lose_its_content_to_a_deletion(context, home, disk, 
 
 def test_a_new_vm_does_not_lose_its_base_to_a_deletion(context, home, disk, monkeypatch):
     upload(context, disk)
-    meanwhile(monkeypatch, launch, "_placed", lambda: delete_image(home))
-    vm = create(context)
+    meanwhile(monkeypatch, launch, "specification", lambda: delete_image(home))
+    vm = create(context, start=True)
     assert context.base_path(vm.os_disk.index).exists()
+    assert storage.check(context).ok
+
+
+def test_an_image_that_is_deleted_before_its_vm_is_there_makes_none(
+    context, home, disk, monkeypatch
+):
+    upload(context, disk)
+    meanwhile(monkeypatch, launch, "_placed", lambda: delete_image(home))
+    with pytest.raises(NotFound, match="'img' was deleted meanwhile") as caught:
+        create(context)
+    assert caught.value.hint
+    assert context.catalog.list_vms() == []
+    assert list(home.vms.iterdir()) == list(home.disks.iterdir()) == []
     assert storage.check(context).ok
 
 

@@ -1,5 +1,7 @@
 """The life of image versions: what may be done, what is refused and how that is said, what is inherited."""
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -527,29 +529,49 @@ def test_vms_of_purged_versions_go_on_working(context, tmp_path, gallery):
         (lambda c, v: lifecycle.turn(c, v.id, Lifecycle.OBSOLETE), "is obsolete"),
     ],
 )
+@pytest.mark.parametrize("step", ["_make_files", "_placed"])
 def test_what_goes_while_a_vm_is_made_of_it_makes_none(
-    context, tmp_path, gallery, monkeypatch, act, words
+    context, tmp_path, gallery, monkeypatch, act, words, step
 ):
-    """To fetch its base may take minutes."""
+    """To fetch its base may take minutes; and the last moment before its row counts, too."""
     new_definition(context, gallery, generation=Generation.V1)
     disk = os_disk(tmp_path / "os.raw")
     request = ImageRequest(name="img", os_state=OsState.GENERALIZED, force=True)
     made = import_image(context, request, Upload(location=str(disk)), {}).image
     version = publishing.of_image(context, publishing.place(context, "gal/web/1.0.0"), "img")
-    make_files = launch._make_files
+    usual = getattr(launch, step)
 
-    def slowly(*arguments):
+    def meanwhile(*arguments):
         act(context, version)
-        make_files(*arguments)
+        return usual(*arguments)
 
-    monkeypatch.setattr(launch, "_make_files", slowly)
+    monkeypatch.setattr(launch, step, meanwhile)
     wanted = VmRequest(name="vm", image=version.id, start=False)
     message, hint = refusal((NotFound, NotAllowed), create_vm, context, wanted)
     assert words in message
     assert hint
     assert context.catalog.list_vms() == []
+    assert context.catalog.list_disks() == []
     assert list(context.home.vms.iterdir()) == []
     assert context.catalog.image(made.id)
+
+
+def test_nobody_comes_between_the_last_look_and_the_row(context, web):
+    version = publish(context, web, "1.0.0")
+    first = new_vm(context, "first", version.id)
+
+    def look():
+        with (
+            closing(sqlite3.connect(context.home.catalog, timeout=0)) as other,
+            pytest.raises(sqlite3.OperationalError, match="locked"),
+        ):
+            other.execute("BEGIN IMMEDIATE")
+        raise NotAllowed("it was looked at")
+
+    other = replace(first, id="other", name="other")
+    message, _hint = refusal(NotAllowed, context.catalog.add_vm, other, check=look)
+    assert message == "it was looked at"
+    assert context.catalog.list_vms() == [first]
 
 
 def test_a_generalized_copy_is_no_way_around_the_life_of_a_version(context, web):

@@ -1,7 +1,7 @@
 """The statements, one method for each thing that the engine asks of the catalogue."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -294,8 +294,16 @@ class Catalog:
 
     # -- VMs
 
-    def add_vm(self, vm: VirtualMachine, *, allow_second: bool = False) -> None:
+    def add_vm(
+        self,
+        vm: VirtualMachine,
+        *,
+        allow_second: bool = False,
+        check: Callable[[], None] | None = None,
+    ) -> None:
         """Make a VM and its new disks exist, in one transaction.
+
+        ``check`` is asked in it: what that reads of the catalogue nobody changes until the VM exists.
 
         Raises:
             Conflict: a name, port or address is taken.
@@ -305,6 +313,8 @@ class Catalog:
         """
         with self._write() as db:
             self.access.require_in(db, Role.CONTRIBUTOR, vm.scope, f"VM '{vm.name}'")
+            if check is not None:
+                check()
             if _one(db, vms, name=vm.name, **rows.scope_row(vm.scope)) is not None:
                 raise taken("VM", vm.name)
             if vm.os_state is OsState.SPECIALIZED and vm.image_id and not allow_second:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 
 from calotype.disk import blank
 from calotype.disk.durable import fsync_directory
@@ -16,7 +17,7 @@ from calotype.engine.base import bases
 from calotype.engine.context import Context
 from calotype.engine.machines import indexes, seed_path, specification
 from calotype.engine.proof import keys
-from calotype.engine.usable import require_usable
+from calotype.engine.usable import require_there, require_usable
 from calotype.errors import Conflict, InvalidInput
 from calotype.machine import ssh
 from calotype.machine.seed import Provisioning, build_seed, hash_password
@@ -71,7 +72,8 @@ def create_vm(context: Context, request: VmRequest) -> VirtualMachine:
 
     Raises:
         InvalidInput: a part of the request does not fit the image (as ``osProfile`` on Azure).
-        NotAllowed: a second VM from a specialized image.
+        NotFound: there is no such image (any more).
+        NotAllowed: the image makes no VMs (any more); or a second VM from a specialized one.
         Conflict: the name is taken.
     """
     bases.revive(context)
@@ -87,9 +89,12 @@ def create_vm(context: Context, request: VmRequest) -> VirtualMachine:
             _make_files(context, vm, request)
             with context.lock(f"vm-{vm.id}"):  # nobody else starts or deletes it before we are done
                 with context.lock("launch"):  # two commands must not choose the same port or uid
-                    require_usable(context, image)  # it may have been revoked or deleted meanwhile
                     vm = _placed(context, vm, request)
-                    context.catalog.add_vm(vm, allow_second=request.allow_duplicate_identity)
+                    context.catalog.add_vm(
+                        vm,
+                        allow_second=request.allow_duplicate_identity,
+                        check=partial(require_there, context, image),
+                    )
                 if request.start:
                     _start_or_undo(context, vm, found)
     return vm

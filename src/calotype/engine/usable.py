@@ -3,6 +3,7 @@
 from calotype.engine.context import Context
 from calotype.engine.gallery import lifecycle
 from calotype.engine.marketplace import purchase
+from calotype.errors import NotFound
 from calotype.model import Image, Shelf
 
 
@@ -20,3 +21,14 @@ def require_usable(context: Context, image: Image) -> tuple[str, ...]:
         warnings += followed.require_usable(context, image)
     purchase.require(context, image)
     return warnings
+
+
+def require_there(context: Context, image: Image) -> None:
+    """Refuse an image that went, or was revoked, while a VM was made of it; the catalogue alone is asked.
+
+    Raises:
+        NotFound, NotAllowed: it was deleted or revoked meanwhile, or makes no VMs here any more.
+    """
+    if not context.system.image_ids([image.id]):
+        raise NotFound(f"'{image.name}' was deleted meanwhile", hint="use another image")
+    lifecycle.warnings_of(context, image)
