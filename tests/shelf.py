@@ -1,5 +1,9 @@
-"""A gallery for tests: versions that have no bytes, and VMs that never start."""
+"""A gallery for tests: versions that have no bytes, and VMs that never start.
 
+``a_…`` is in no catalogue yet; ``new_…`` is, but for images and versions.
+"""
+
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -30,11 +34,34 @@ NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
 
 
+def a_gallery(name: str, scope: Scope = Scope()) -> Gallery:
+    """A gallery."""
+    return Gallery(id=str(uuid4()), name=name, soft_delete_days=7, created_at=NOW, scope=scope)
+
+
 def new_gallery(context: Context, name: str = "gal", *, soft_delete_days: int = 7) -> Gallery:
-    """A gallery in the caller's group."""
-    gallery = Gallery(id=str(uuid4()), name=name, soft_delete_days=soft_delete_days, created_at=NOW)
+    """A gallery in the default group."""
+    gallery = replace(a_gallery(name), soft_delete_days=soft_delete_days)
     context.catalog.galleries.add(gallery, ACT)
     return gallery
+
+
+def a_definition(gallery: Gallery, name: str = "web") -> ImageDefinition:
+    """An image definition."""
+    return ImageDefinition(
+        id=str(uuid4()),
+        gallery_id=gallery.id,
+        gallery=gallery.name,
+        name=name,
+        publisher="contoso",
+        offer="server",
+        sku=name,
+        os_type=OsType.LINUX,
+        os_state=OsState.GENERALIZED,
+        generation=Generation.V2,
+        created_at=NOW,
+        scope=gallery.scope,
+    )
 
 
 def new_definition(
@@ -47,27 +74,25 @@ def new_definition(
     generation: Generation = Generation.V2,
 ) -> ImageDefinition:
     """An image definition."""
-    definition = ImageDefinition(
-        id=str(uuid4()),
-        gallery_id=gallery.id,
-        gallery=gallery.name,
-        name=name,
-        publisher="contoso",
-        offer="server",
-        sku=name,
-        os_type=OsType.LINUX,
-        os_state=OsState.GENERALIZED,
-        generation=generation,
+    definition = replace(
+        a_definition(gallery, name),
         retention=retention,
         end_of_life=end_of_life,
-        created_at=NOW,
+        generation=generation,
     )
     context.catalog.galleries.add_definition(definition, ACT)
     return definition
 
 
-def new_image(name: str, *, parent: str | None = None, stage: Stage = Stage.PROMOTED) -> Image:
-    """An image that is in no catalogue yet."""
+def new_image(
+    name: str,
+    *,
+    parent: str | None = None,
+    stage: Stage = Stage.PROMOTED,
+    scope: Scope = Scope(),
+    shelf: Shelf = Shelf.MANAGED,
+) -> Image:
+    """An image."""
     return Image(
         id=str(uuid4()),
         name=name,
@@ -79,6 +104,8 @@ def new_image(name: str, *, parent: str | None = None, stage: Stage = Stage.PROM
         parents=(parent,) if parent else (),
         provenance=Provenance(kind=SourceKind.FILE, source="web.raw"),
         created_at=NOW,
+        scope=scope,
+        shelf=shelf,
     )
 
 
@@ -90,10 +117,11 @@ def new_version(
     parent: str | None = None,
     **fields: object,
 ) -> ImageVersion:
-    """A version that is in no catalogue yet."""
+    """A version."""
     reference = f"{definition.gallery}/{definition.name}/{number}"
-    image = new_image(reference, parent=parent, stage=stage)
-    object.__setattr__(image, "shelf", Shelf.GALLERY)
+    image = new_image(
+        reference, parent=parent, stage=stage, scope=definition.scope, shelf=Shelf.GALLERY
+    )
     version = number if isinstance(number, Version) else Version.parse(number)
     assert version is not None
     return ImageVersion(
@@ -114,10 +142,10 @@ def publish(
     return context.catalog.versions.of_image(version.id)
 
 
-def new_vm(context: Context, name: str, image_id: str, scope: Scope = Scope()) -> VirtualMachine:
-    """A VM in the catalogue that was made of an image; it has no disks."""
+def a_vm(name: str, image_id: str | None = None, scope: Scope = Scope()) -> VirtualMachine:
+    """A VM that has no disks."""
     serial = uuid4().int
-    vm = VirtualMachine(
+    return VirtualMachine(
         id=str(uuid4()),
         name=name,
         vcpus=1,
@@ -131,5 +159,10 @@ def new_vm(context: Context, name: str, image_id: str, scope: Scope = Scope()) -
         created_at=NOW,
         scope=scope,
     )
+
+
+def new_vm(context: Context, name: str, image_id: str, scope: Scope = Scope()) -> VirtualMachine:
+    """A VM that was made of an image; it has no disks."""
+    vm = a_vm(name, image_id, scope)
     context.catalog.add_vm(vm)
     return vm

@@ -1,11 +1,10 @@
 """Resource groups have no case, as on Azure: one is the same in any spelling; what is in it keeps its own."""
 
 import json
-from dataclasses import replace
 from uuid import uuid4
 
 import pytest
-from tests.shelf import ACT, NOW, new_image, new_vm
+from tests.shelf import ACT, NOW, a_gallery, new_image, new_vm
 
 from calotype import cli
 from calotype.errors import Conflict, Forbidden, NotFound
@@ -14,7 +13,6 @@ from calotype.model import (
     GIB,
     Caller,
     Consistency,
-    Gallery,
     ManagedDisk,
     Role,
     RoleAssignment,
@@ -44,14 +42,10 @@ def a_snapshot(scope):
     )
 
 
-def a_gallery(scope):
-    return Gallery(id=f"gallery {scope.group}", name="gallery", created_at=NOW, scope=scope)
-
-
 #: Kind -> how one is made, read by its name, and listed.
 KINDS = {
     "image": (
-        lambda c, s: c.catalog.add_image(replace(new_image("image"), scope=s)),
+        lambda c, s: c.catalog.add_image(new_image("image", scope=s)),
         lambda c: c.image("image"),
         lambda c: c.list_images(),
     ),
@@ -71,7 +65,7 @@ KINDS = {
         lambda c: c.snapshots.list(),
     ),
     "gallery": (
-        lambda c, s: c.catalog.galleries.add(a_gallery(s), ACT),
+        lambda c, s: c.catalog.galleries.add(a_gallery("gallery", s), ACT),
         lambda c: c.galleries.get("gallery"),
         lambda c: c.galleries.list(),
     ),

@@ -3,14 +3,14 @@
 import shutil
 import tempfile
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event, func, select
+from tests import shelf
+from tests.shelf import ACT, NOW
 
 from calotype.catalog import Act, Catalog
 from calotype.catalog.tables import galleries, image_disks, images, vms
@@ -21,89 +21,42 @@ from calotype.model import (
     GIB,
     INSTALLATION,
     Caller,
-    Gallery,
-    Generation,
-    Image,
-    ImageDefinition,
     ImageDisk,
-    ImageVersion,
-    OsState,
-    OsType,
-    Provenance,
     QuotaKind,
     Scope,
     Shelf,
-    SourceKind,
     Subscription,
     Version,
-    VirtualMachine,
 )
 
-NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
-ACT = Act("a.test", "x")
 SECOND = "11111111-1111-4111-8111-111111111111"
 SCOPES = (Scope(), Scope(DEFAULT_SUBSCRIPTION, "other"), Scope(SECOND))
 
 
-def an_image(name, scope=SCOPES[0], size=GIB, shelf=Shelf.MANAGED):
-    return Image(
-        id=str(uuid4()),
-        name=name,
-        os_type=OsType.LINUX,
-        os_state=OsState.GENERALIZED,
-        os_disk=ImageDisk(index="a" * 64, size=size),  # always the same bytes
+def an_image(name, scope=SCOPES[0], size=GIB, on=Shelf.MANAGED):
+    """One that always has the same bytes."""
+    return replace(
+        shelf.new_image(name, scope=scope, shelf=on),
+        os_disk=ImageDisk(index="a" * 64, size=size),
         data_disks=(ImageDisk(index="b" * 64, size=512, lun=0),),
-        provenance=Provenance(kind=SourceKind.FILE, source="x"),
-        created_at=NOW,
-        scope=scope,
-        shelf=shelf,
     )
 
 
 def a_gallery(name, scope=SCOPES[0]):
-    return Gallery(id=f"{name} {scope}", name=name, created_at=NOW, scope=scope)
+    return replace(shelf.a_gallery(name, scope), id=f"{name} {scope}")
 
 
 def a_definition(scope):
-    return ImageDefinition(
-        id=f"definition {scope}",
-        gallery_id=f"first {scope}",
-        gallery="first",
-        name="d",
-        publisher="p",
-        offer="o",
-        sku="s",
-        os_type=OsType.LINUX,
-        os_state=OsState.GENERALIZED,
-        created_at=NOW,
-        scope=scope,
-    )
+    return replace(shelf.a_definition(a_gallery("first", scope)), id=f"definition {scope}")
 
 
 def a_version(number, scope=SCOPES[0], size=GIB):
-    image = an_image(f"first/d/{number}.0.0", scope, size, Shelf.GALLERY)
-    return ImageVersion(
-        definition_id=f"definition {scope}",
-        reference=image.name,
-        version=Version(number, 0, 0),
-        image=image,
-    )
+    version = shelf.new_version(a_definition(scope), f"{number}.0.0")
+    return replace(version, image=an_image(version.reference, scope, size, Shelf.GALLERY))
 
 
 def a_vm(name, scope=SCOPES[0], port=1):
-    return VirtualMachine(
-        id=str(uuid4()),
-        name=name,
-        vcpus=1,
-        memory=GIB,
-        os_type=OsType.LINUX,
-        generation=Generation.V1,
-        os_state=OsState.GENERALIZED,
-        ssh_port=port,
-        mac=str(port),
-        created_at=NOW,
-        scope=scope,
-    )
+    return replace(shelf.a_vm(name, scope=scope), ssh_port=port, mac=str(port))
 
 
 def used(catalog, subscription):
@@ -303,7 +256,7 @@ def test_what_was_pulled_for_everybody_counts_for_nobody(catalog):
             catalog.subscriptions.set_quota(subscription, kind, 0, ACT)
     before = used(catalog, DEFAULT_SUBSCRIPTION)
     place = Scope(INSTALLATION, Shelf.COMMUNITY.value)
-    image = an_image("community/x/y/1.0.0", place, shelf=Shelf.COMMUNITY)
+    image = an_image("community/x/y/1.0.0", place, on=Shelf.COMMUNITY)
     catalog.add_image(image)
     with catalog._database.engine.connect() as db:
         counted = db.exec_driver_sql("SELECT DISTINCT subscription FROM usage").scalars()
