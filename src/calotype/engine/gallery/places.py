@@ -1,6 +1,6 @@
 """Where a new image is to stand: by itself, or as a version in a gallery."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
@@ -24,6 +24,7 @@ from calotype.model import (
     Version,
     VirtualMachine,
 )
+from calotype.units import one_line
 
 #: Whose firmware is known: of what came otherwise the disk says which it can be.
 _STARTED = (SourceKind.VM, SourceKind.IMAGE)
@@ -213,6 +214,21 @@ def require_end(end: datetime | None, *, blocks: bool) -> None:
         raise InvalidInput(
             "deletion cannot be blocked until the end of life: none is said",
             hint="say --end-of-life-date too",
+        )
+
+
+def require_regions(context: Context, regions: Collection[str]) -> None:
+    """Refuse regions that there are not: one that nobody knows would hold, or be barred from, nothing.
+
+    Raises:
+        InvalidInput: so it is.
+    """
+    known = {context.region, *context.settings.stores}
+    if strange := set(regions) - known:
+        raise InvalidInput(
+            f"there is no region '{one_line(min(strange))}'",
+            hint=f"there are {', '.join(sorted(known))}: this installation's, and the stores under [stores] "
+            "in config.toml",
         )
 
 

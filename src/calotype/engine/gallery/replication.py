@@ -17,7 +17,8 @@ from typing import Any
 from calotype.catalog import Act
 from calotype.engine import storage
 from calotype.engine.context import Context
-from calotype.errors import CalotypeError, Conflict, InvalidInput, NotAllowed, NotFound, TimedOut
+from calotype.engine.gallery import places
+from calotype.errors import CalotypeError, Conflict, NotAllowed, NotFound, TimedOut
 from calotype.model import ImageVersion, Replica, ReplicationState
 from calotype.store import Repository
 from calotype.store.copy import CopyReport
@@ -61,21 +62,15 @@ def require_regions(
         InvalidInput: there is no such region.
         NotAllowed: a version that is ``excluded`` from regions is not brought there.
     """
-    known = context.settings.stores
-    wanted = [region for region in dict.fromkeys(regions) if region != context.region]
+    places.require_regions(context, regions)
+    wanted = tuple(region for region in dict.fromkeys(regions) if region != context.region)
     for region in wanted:
-        if region not in known:
-            names = f"there are {', '.join(sorted(known))}" if known else "there is none yet"
-            raise InvalidInput(
-                f"there is no region '{region}'",
-                hint=f"regions are the stores under [stores] in config.toml: {names}",
-            )
         if region in excluded:
             raise NotAllowed(
                 f"the version is excluded from region '{region}'",
                 hint="leave the region out, or take it from the version's excluded regions",
             )
-    return tuple(wanted)
+    return wanted
 
 
 def replicate(context: Context, version: ImageVersion, regions: Sequence[str] = ()) -> Replication:

@@ -1,6 +1,6 @@
 """Image versions: made of other images, of VMs, of managed disks and their snapshots, of disk files."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from calotype.engine.capture import CaptureRequest, capture_vm
 from calotype.engine.context import Context
 from calotype.engine.gallery import lifecycle
 from calotype.engine.gallery.galleries import require_tags
-from calotype.engine.gallery.places import InGallery, require_end, require_luns
+from calotype.engine.gallery.places import InGallery, require_end, require_luns, require_regions
 from calotype.engine.generalize.steps import DEFAULT, Steps
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.machines import power
@@ -33,7 +33,9 @@ from calotype.model import (
     Snapshot,
     SourceKind,
 )
-from calotype.units import one_line
+
+#: Nothing by its LUN, or by its key.
+_NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
 def place(context: Context, reference: str, **options: Any) -> InGallery:
@@ -44,7 +46,7 @@ def place(context: Context, reference: str, **options: Any) -> InGallery:
         InvalidInput: it is no such reference, or says no number; or there is no such region.
     """
     definition, version = references.find_place(context, reference)
-    _require_regions(context, options.get("excluded_regions", ()))
+    require_regions(context, options.get("excluded_regions", ()))
     return InGallery(definition=definition, version=version, **options)
 
 
@@ -97,7 +99,7 @@ def of_vm(
     force: bool = False,
     freeze: Freeze = "auto",
     steps: Steps = DEFAULT,
-    tags: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] = _NONE,
 ) -> ImageVersion:
     """Make a version of a VM, with all its disks; the VM goes on.
 
@@ -140,7 +142,7 @@ def of_vm(
         steps=steps,
         os_state=wanted if force or (general and not generalize) else None,
         force=force,
-        tags=require_tags(tags or {}),
+        tags=require_tags(tags),
     )
     captured = capture_vm(context, vm.id, request, where)
     return context.catalog.versions.of_image(captured.image.id)
@@ -150,10 +152,10 @@ def of_files(
     context: Context,
     where: InGallery,
     upload: Upload,
-    data: Mapping[int, Upload] | None = None,
+    data: Mapping[int, Upload] = _NONE,
     *,
     force: bool = False,
-    tags: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] = _NONE,
 ) -> ImageVersion:
     """Make a version of disk files: the OS disk (or an OVA with all disks), and data disks by LUN.
 
@@ -162,7 +164,7 @@ def of_files(
         InvalidInput: they are not what the definition says, and it is not forced.
         Conflict, Forbidden: the number is taken, or the caller may not publish there.
     """
-    require_luns(data or {})
+    require_luns(data)
     wanted = where.definition
     request = ImageRequest(
         name=where.name,
@@ -171,9 +173,9 @@ def of_files(
         architecture=wanted.architecture,
         generation=wanted.generation,
         force=force,
-        tags=require_tags(tags or {}),
+        tags=require_tags(tags),
     )
-    imported = import_image(context, request, upload, data or {}, where)
+    imported = import_image(context, request, upload, data, where)
     return context.catalog.versions.of_image(imported.image.id)
 
 
@@ -181,10 +183,10 @@ def of_snapshots(
     context: Context,
     where: InGallery,
     os_disk: str,
-    data: Mapping[int, str] | None = None,
+    data: Mapping[int, str] = _NONE,
     *,
     force: bool = False,
-    tags: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] = _NONE,
 ) -> ImageVersion:
     """Make a version of snapshots: of an OS disk, and of data disks by LUN.
 
@@ -194,10 +196,10 @@ def of_snapshots(
         Conflict, Forbidden: the number is taken, or the caller may not publish there.
     """
     where.check(context)
-    require_luns(data or {})
+    require_luns(data)
     with context.operation():
         found = context.catalog.snapshots
-        others = {lun: found.get(name) for lun, name in (data or {}).items()}
+        others = {lun: found.get(name) for lun, name in data.items()}
         return _of_snapshots(context, where, found.get(os_disk), others, force=force, tags=tags)
 
 
@@ -205,10 +207,10 @@ def of_disks(
     context: Context,
     where: InGallery,
     os_disk: str,
-    data: Mapping[int, str] | None = None,
+    data: Mapping[int, str] = _NONE,
     *,
     force: bool = False,
-    tags: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] = _NONE,
 ) -> ImageVersion:
     """Make a version of managed disks: an OS disk, and data disks by LUN, each at an instant of its own.
 
@@ -220,7 +222,7 @@ def of_disks(
         Conflict, Forbidden: the number is taken, or the caller may not publish there.
     """
     where.check(context)
-    require_luns(data or {})
+    require_luns(data)
     with ExitStack() as stack:
 
         def taken(disk: str) -> Snapshot:
@@ -229,9 +231,9 @@ def of_disks(
             stack.callback(snapshots.delete, context, snapshot.id)
             return replace(snapshot, name=disk)
 
-        named = [(None, os_disk), *(data or {}).items()]
+        named = [(None, os_disk), *data.items()]
         caching = {lun: context.catalog.disk(disk).caching for lun, disk in named}
-        others = {lun: taken(disk) for lun, disk in (data or {}).items()}
+        others = {lun: taken(disk) for lun, disk in data.items()}
         first = taken(os_disk)
         with context.operation():
             return _of_snapshots(
@@ -248,7 +250,7 @@ def update_version(context: Context, reference: str, **changes: Any) -> ImageVer
         NotFound, Forbidden: there is none, or the caller may not change it.
         InvalidInput: deletion would be blocked until an end that nobody said; there is no such region.
     """
-    _require_regions(context, changes.get("excluded_regions", ()))
+    require_regions(context, changes.get("excluded_regions", ()))
     found = references.find_version(context, reference)
 
     def decide(standing: Standing) -> Change:
@@ -266,26 +268,15 @@ def update_version(context: Context, reference: str, **changes: Any) -> ImageVer
     return changed
 
 
-def _require_regions(context: Context, regions: Collection[str]) -> None:
-    """Refuse to bar a version from a region that there is not: a slip would bar it from nothing."""
-    known = {context.region, *context.settings.stores}
-    if strange := set(regions) - known:
-        raise InvalidInput(
-            f"there is no region '{one_line(min(strange))}'",
-            hint=f"there are {', '.join(sorted(known))}: this installation's, and the stores under [stores] "
-            "in config.toml",
-        )
-
-
 def _of_snapshots(
     context: Context,
     where: InGallery,
     first: Snapshot,
     others: Mapping[int, Snapshot],
     *,
-    caching: Mapping[int | None, Caching] = MappingProxyType({}),
+    caching: Mapping[int | None, Caching] = _NONE,
     force: bool,
-    tags: Mapping[str, str] | None,
+    tags: Mapping[str, str],
 ) -> ImageVersion:
     """A version of disks in the store: what the OS disk shows must be what the definition says."""
 
@@ -307,7 +298,7 @@ def _of_snapshots(
         data_disks=tuple(disk(one, lun) for lun, one in sorted(others.items())),
         architecture=proof.seen.architecture or wanted.architecture,
         generation=wanted.generation,
-        tags=require_tags(tags or {}),
+        tags=require_tags(tags),
         provenance=Provenance(
             kind=SourceKind.DISK,
             source=first.name,
