@@ -70,6 +70,11 @@ def test_list_search_aliases(acme, command):
     assert {"alias": "golden", "urn": "acme:os:gold:latest"} in told(command, "aliases")
 
 
+def test_nothing_is_pulled_when_one_of_several_is_unknown(acme, command):
+    assert "acme:os:none" in command("pull", "acme:os:small", "acme:os:none", status=3).err
+    assert told(command, "show", "acme:os:small")["offer"]["pulled"] == []
+
+
 def test_pull_and_show(acme, command):
     pulled = told(command, "pull", "acme:os:small:1.0.0", "acme:os:small:1.0.0")
     assert [image["name"] for image in pulled] == ["acme:os:small:1.0.0"] * 2

@@ -147,9 +147,10 @@ def pull(
         raise InvalidInput("nothing to pull", hint="calotype marketplace pull URN...")
     with session(common) as context:
         known = offers.load(context)
-        pulled = [
-            marketplace.pull(context, known.urn(urn), force=force, known=known) for urn in urns
-        ]
+        wanted = [known.urn(urn) for urn in urns]
+        for urn in wanted:
+            known.find(urn)  # before anything is fetched
+        pulled = [marketplace.pull(context, urn, force=force, known=known) for urn in wanted]
         if for_people(common):
             for item in pulled:
                 emit(common, summary(item.image) | {"existed": item.existed or None})
