@@ -360,3 +360,37 @@ def test_a_cell_may_have_several_lines_for_people(capsys):
     """The disks of a VM stand below each other."""
     emit(Common(), {"disks": "OS disk: a\nLUN 3: b"})
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["a", "b"]
+
+
+ODD = [
+    ("community", "export", "", "which directory or bucket", "s3://BUCKET/PREFIX"),
+    ("community", "export", "t", "--list-days", "99999999999", "--list-days", "3650"),
+    ("community", "export", "t", "--list-days", "0", "--list-days", ">= 1"),
+    ("community", "export", "t", "--timestamp-hours", "99999999999", "--timestamp-hours", "87600"),
+    ("community", "export", "t", "--grace-days", "-1", "--grace-days", ">= 0"),
+    ("community", "export", "t", "--root-keys", "0", "--root-keys", ">= 1"),
+    ("community", "rotate", "--root-keys", "0", "--root-keys", ">= 1"),
+    ("community", "rotate", "--threshold", "17", "--threshold", "<= 16"),
+    ("community", "serve", "t", "--port", "65536", "--port", "65535"),
+    ("gallery", "create", "gal", "--tags", "a", "'a' is not KEY=VALUE", "team=web"),
+    ("gallery", "list", "--top", "0", "--top 0", "\n  1 to 100000"),
+    ("gallery", "share", "gal", "with whom", "\n  --add"),
+]
+
+
+@pytest.mark.parametrize("words", ODD)
+def test_odd_arguments_are_refused_with_the_cure(tmp_path, monkeypatch, capsys, words):
+    *command, said, cure = words
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    try:
+        status: object = cli.run(command)
+    except SystemExit as end:  # what the parser itself refuses
+        status = end.code
+    assert status == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert said in printed.err
+    assert cure in printed.err
+    assert "Traceback" not in printed.err
+    assert list(tmp_path.glob("[!h]*")) == []  # nothing in the current directory

@@ -55,6 +55,8 @@ def test_galleries(calotype, gallery):
     assert "other" in calotype("gallery", "list", "--after", "gal")
     changed = calotype("gallery", "update", "other", "--description", "", "-o", "json")
     assert changed["description"] is None
+    calotype("gallery", "update", "other", "--tags", "a=b")
+    assert calotype("gallery", "update", "other", "--tags", "", "-o", "json")["tags"] == {}
     calotype("gallery", "delete", "other")
     assert "nothing to change" in calotype("gallery", "update", "gal", status=2)
     assert "--top 0" in calotype("gallery", "list", "--top", "0", status=2)

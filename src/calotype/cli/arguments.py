@@ -32,13 +32,13 @@ def pair(text: str) -> tuple[str, str]:
     """``KEY=VALUE`` taken apart."""
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise InvalidInput(f"'{text}' is not KEY=VALUE")
+        raise InvalidInput(f"'{one_line(text, 200)}' is not KEY=VALUE", hint="such as team=web")
     return key, value
 
 
 def pairs(texts: Iterable[str]) -> dict[str, str]:
-    """Each ``KEY=VALUE`` taken apart."""
-    return dict(map(pair, texts))
+    """Each ``KEY=VALUE`` taken apart; empty ones are none."""
+    return dict(map(pair, filter(None, texts)))
 
 
 def by_lun(texts: Iterable[str]) -> dict[int, str]:
@@ -99,4 +99,6 @@ def read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InvalidInput(f"cannot read '{path}': {error.strerror}") from error
+        raise InvalidInput(
+            f"cannot read '{path}': {error.strerror}", hint="name a file, or - for standard input"
+        ) from error

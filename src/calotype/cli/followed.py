@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from calotype.cli.arguments import Repeat
 from calotype.cli.common import Common, session
@@ -31,16 +32,19 @@ COLUMNS: Columns = {
     "Mirrors": lambda r: " ".join(r["mirrors"]),
 }
 
+#: How many root keys there are, or must sign.
+_Keys = Annotated[int, Parameter(validator=Number(gte=1, lte=16))]
+
 
 def export(
     target: str,
     *,
     refresh: Annotated[bool, Parameter(negative="")] = False,
-    root_keys: int = 1,
-    threshold: int = 1,
-    list_days: int = 30,
-    timestamp_hours: int = 48,
-    grace_days: int = 7,
+    root_keys: _Keys = 1,
+    threshold: _Keys = 1,
+    list_days: Annotated[int, Parameter(validator=Number(gte=1, lte=3650))] = 30,
+    timestamp_hours: Annotated[int, Parameter(validator=Number(gte=1, lte=87600))] = 48,
+    grace_days: Annotated[int, Parameter(validator=Number(gte=0, lte=3650))] = 7,
     common: Common | None = None,
 ) -> None:
     """Write the public galleries as signed static files that any web server or bucket can hold.
@@ -65,11 +69,13 @@ def export(
     grace_days
         How long what is not needed any more stays for those who are reading.
     """
-    lifetimes = Lifetimes(
-        targets=_positive(list_days, days=True),
-        snapshot=_positive(list_days, days=True),
-        timestamp=_positive(timestamp_hours, days=False),
-    )
+    if not target:  # else it would be the current directory
+        raise InvalidInput(
+            "to which directory or bucket?",
+            hint="such as /srv/www/images, or s3://BUCKET/PREFIX",
+        )
+    lists = timedelta(days=list_days)
+    lifetimes = Lifetimes(targets=lists, snapshot=lists, timestamp=timedelta(hours=timestamp_hours))
     with session(common) as context:
         if refresh:
             renewed = public_tree.refresh(context, target, lifetimes=lifetimes)
@@ -103,8 +109,8 @@ def export(
 
 def rotate(
     *roles: Literal["root", "targets", "snapshot", "timestamp"],
-    root_keys: int | None = None,
-    threshold: int | None = None,
+    root_keys: _Keys | None = None,
+    threshold: _Keys | None = None,
     root_key: Annotated[tuple[Path, ...], Repeat] = (),
     common: Common | None = None,
 ) -> None:
@@ -137,7 +143,7 @@ def serve(
     directory: Path,
     *,
     bind: str = "127.0.0.1",
-    port: int = 8640,
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8640,
     common: Common | None = None,
 ) -> None:
     """Serve an exported tree over HTTP, for those without a web server. Ctrl-C ends it.
@@ -298,9 +304,3 @@ def _emit_renewed(common: Common | None, renewed: Refreshed) -> None:
     emit(common, {"target": renewed.target, "renew before": plain(renewed.expires_at)[:16]})
     for warning in renewed.warnings:
         say("warning", warning)
-
-
-def _positive(number: int, *, days: bool) -> timedelta:
-    if number < 1:
-        raise InvalidInput("a signature holds for at least one day, or hour")
-    return timedelta(days=number) if days else timedelta(hours=number)

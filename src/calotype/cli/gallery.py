@@ -63,7 +63,7 @@ class Page:
     def __post_init__(self) -> None:
         """Refuse what is no number of lines."""
         if not 0 < self.top <= 100_000:
-            raise InvalidInput(f"--top {self.top}: 1 to 100000")
+            raise InvalidInput(f"--top {self.top} is no number of lines", hint="1 to 100000")
 
 
 @app.command
@@ -163,7 +163,7 @@ def update(
     soft_delete_days
         For how many days versions that are deleted from now on can come back.
     tags
-        KEY=VALUE: all its tags from now on.
+        KEY=VALUE: all its tags from now on; '' for none.
     """
     changes: dict[str, Any] = {}
     if description is not None:
@@ -218,7 +218,7 @@ def share(
     """
     if reset == bool(add or remove or everyone is not None):
         raise InvalidInput(
-            "say with whom: --add, --remove, --everyone or --no-everyone; or --reset alone"
+            "say with whom", hint="--add, --remove, --everyone or --no-everyone; or --reset alone"
         )
     with session(common) as context:
         if reset:

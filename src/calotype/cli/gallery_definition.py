@@ -98,10 +98,6 @@ class About:
         return found
 
 
-def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
-    return pairs(filter(None, texts))
-
-
 def _count(number: int) -> int | None:
     return number or None
 
@@ -120,10 +116,10 @@ _READ: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "eula": ("eula", _words),
     "privacy_statement_uri": ("privacy_uri", _words),
     "release_note_uri": ("release_notes_uri", _words),
-    "features": ("features", _pairs),
+    "features": ("features", pairs),
     "end_of_life_date": ("end_of_life", moment),
     "recipe": ("recipe", _words),
-    "tags": ("tags", _pairs),
+    "tags": ("tags", pairs),
 }
 
 

@@ -184,7 +184,9 @@ def create(
         ("--force", force, ("vm", "disk", "snapshot", "vhd")),
     )
     if chosen != DEFAULT and not generalize:
-        raise InvalidInput("--enable and --disable are for --generalize")
+        raise InvalidInput(
+            "--enable and --disable are for --generalize", hint="say --generalize too"
+        )
     data = by_lun(data_disk)
     words = pairs(tags)
     options = (publishing or Publishing()).changes()
