@@ -2,6 +2,7 @@
 
 import binascii
 import hashlib
+import json
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -288,6 +289,19 @@ def test_a_catalogue_of_the_owner_can_be_a_file(context, web, disk, tmp_path):
     assert references.find(context, "acme:os:small").name == "acme:os:small:1.0.0"
 
 
+def test_a_file_that_cannot_be_read_is_left_out(context, web, disk, tmp_path, caplog):
+    path = tmp_path / "room" / "offers.toml"
+    path.parent.mkdir()
+    path.write_text(market.catalogue(market.offer(web, disk)))
+    market.add(context, str(path))
+    path.unlink()
+    path.parent.rmdir()
+    path.parent.write_text("a file where a directory was")
+    assert offers.load(context).find(Urn.parse("debian:debian-12:cloud"))
+    assert "catalogue 'acme' is left out" in caplog.text
+    assert "Not a directory" in caplog.text
+
+
 def test_catalogues_are_the_owners(context, acme):
     other = type(context)(context.home, context.driver, caller=Caller("somebody"))
     for act in (
@@ -346,10 +360,12 @@ def test_an_update_says_what_failed_and_keeps_what_was(context, acme):
     assert offers.load(context).find(Urn.parse("acme:os:small"))
 
 
-@pytest.mark.parametrize("body", [b"what?", None])
+@pytest.mark.parametrize("body", [b"what?", None, "twice"])
 def test_a_catalogue_that_breaks_stays_as_it_was(context, acme, caplog, body):
     if body is None:
         del acme.files["/offers.toml"]
+    elif body == "twice":
+        market.put(acme, *[market.offer(acme, b"x")] * 2)
     else:
         acme.files["/offers.toml"].body = body
     expire(context)
@@ -394,6 +410,11 @@ UBUNTU = "/cloud-images.ubuntu.com/releases/streams/v1/index"
 INCUS = "/images.linuxcontainers.org/streams/v1/index.json"
 
 
+def index_of(*paths):
+    entries = {str(n): {"path": path} for n, path in enumerate(paths)}
+    return json.dumps({"index": entries, "format": "index:1.0"}).encode()
+
+
 @pytest.mark.parametrize("clear", [True, False])
 def test_an_index_of_ubuntus_layout_is_a_catalogue(context, web, qcow2, keyring, clear):
     signer, file = keyring
@@ -428,10 +449,12 @@ def test_an_index_needs_a_publisher_and_catalogues_name_their_own(context, acme,
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"[]", "Expected `object`"),
-        (b'{"index": {"a": {"path": "../x"}}}', "path '../x' is refused"),
-        (b'{"index": {"a": {"path": "http://127.0.0.1/x"}}}', "is refused"),
-        (b'{"index": {}}', "no product with the disk of a VM"),
+        (b"[]", "is no table"),
+        (b'{"index": {}}', "is not of the format index:1.0"),
+        (index_of("../x"), "path '../x' is refused"),
+        (index_of("http://127.0.0.1/x"), "does not allow"),
+        (index_of(*"123456789"), "more than 8 files"),
+        (index_of(), "no product with the disk of a VM"),
         (b'{"index": {}, "index": {}}', "a key comes twice"),
     ],
 )
@@ -453,8 +476,9 @@ def test_an_index_that_goes_back_is_refused(context, web, qcow2):
     expire(context)
     with pytest.raises(Untrusted, match="older than what was there before"):
         references.find(context, "acme:ubuntu-24.04:server")
-    (context.home.market / "seen.json").write_text("?")
-    assert all("is damaged" in (u.error or "") for u in offers.update(context)[1:])
+    for damaged in ("?", "[]", '{"publisher acme": 7}', '{"publisher acme": {"url": "x"}}'):
+        (context.home.market / "seen.json").write_text(damaged)
+        assert all("is damaged" in (u.error or "") for u in offers.update(context)[1:])
 
 
 # -- signatures
@@ -502,6 +526,44 @@ def test_a_signed_catalogue_that_goes_back_stays_as_it_was(context, web, disk, k
     assert ["older than" in (u.error or "") for u in offers.update(context)] == [False, True]
     assert references.find(context, "acme:os:small").name == "acme:os:small:2.0.0"
     assert "catalogue 'acme' is as it was" in caplog.text
+
+
+def test_nobody_says_how_new_anothers_index_is(context, web):
+    """Somebody signs another publisher's checksums as well, and later: they are not too old for that."""
+    sums = f"{'0' * 64}  os-1.0.qcow2\n".encode()
+    theirs, ours = Signer(), Signer()
+    web.files["/SUMS"] = File(sums)
+    web.files["/SUMS.asc"] = File(theirs.detached(sums, at=BORN + 1000))
+    web.files["/later"] = File(ours.detached(sums, at=BORN + 2000))
+    for publisher, signer, signature in (
+        ("ours", ours, web.url("/later")),
+        ("theirs", theirs, ".asc"),
+    ):
+        web.files[f"/{publisher}.toml"] = File(
+            f"""format = 1
+            [keys.{publisher}]
+            fingerprint = "{signer.fingerprint}"
+            armored = '''{signer.armored}'''
+            [[offers]]
+            publisher = "{publisher}"
+            offer = "os"
+            sku = "small"
+            title = "A small OS"
+            os_type = "Linux"
+            [offers.source]
+            kind = "checksums"
+            url = "{web.url("/SUMS")}"
+            name = "os-{{version}}.qcow2"
+            versions = "two-numbers"
+            signature = "{signature}"
+            signed_by = ["{publisher}"]
+            """.encode()
+        )
+        market.add(context, web.url(f"/{publisher}.toml"), name=publisher)
+    known = offers.load(context)
+    for publisher in ("ours", "theirs", "ours"):
+        expire(context)
+        assert offers.releases(context, known, known.find(Urn.parse(f"{publisher}:os:small")))
 
 
 def test_a_keyring_names_its_keys(tmp_path, keyring):

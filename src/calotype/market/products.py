@@ -5,9 +5,6 @@ The names are made of what the index says: ``PUBLISHER:OS-RELEASE:VARIANT``, suc
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
-from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -17,17 +14,12 @@ from calotype.market.catalogue import Catalogue
 from calotype.market.check import require_offer
 from calotype.market.offer import Key, Offer, SimpleStreams
 from calotype.market.reader import CLEAR, Reader
+from calotype.market.simplestreams import Index
 from calotype.market.urn import NAME
 from calotype.model import Architecture, OsType
-from calotype.strict import read_json
 from calotype.units import one_line
 
-_MAX_INDEX = 4 << 20
-_MAX_PRODUCTS = 48 << 20
-_PATH = re.compile(
-    r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._:+~@=-]+(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._:+~@=-]+)*"
-)
-_DOWNLOADS = "image-downloads"
+_MAX_FILES = 8
 _ITEMS = ("disk1.img", "disk-kvm.img", "uefi1.img")
 _ARCHITECTURES = {
     "amd64": Architecture.X64,
@@ -35,18 +27,6 @@ _ARCHITECTURES = {
     "arm64": Architecture.ARM64,
     "aarch64": Architecture.ARM64,
 }
-
-
-_T = TypeVar("_T")
-
-
-class _Entry(Struct):
-    path: str
-    datatype: str = _DOWNLOADS
-
-
-class _Index(Struct):
-    index: dict[str, _Entry]
 
 
 class _Item(Struct):
@@ -67,10 +47,6 @@ class _Product(Struct):
     versions: dict[str, _Version] = {}
 
 
-class _Products(Struct):
-    products: dict[str, _Product]
-
-
 def catalogue(url: str, publisher: str, keys: Sequence[Key], reader: Reader) -> Catalogue:
     """The offers of an index at ``url``; with ``keys``, each of its files must be signed by one of them.
 
@@ -83,24 +59,24 @@ def catalogue(url: str, publisher: str, keys: Sequence[Key], reader: Reader) -> 
             f"{one_line(url, 200)} is not the URL of an index",
             hint="such as https://images.example.com/streams/v1/index.json",
         )
-    files = _Files(reader, _signature(url) if keys else None, keys)
+    signature = _signature(url) if keys else None
+    index = Index(url, reader, signature, keys)
+    files = index.downloads()
+    if len(files) > _MAX_FILES:
+        raise InvalidInput(f"{one_line(url, 200)} names more than {_MAX_FILES} files of products")
     offers: dict[str, Offer] = {}
-    root = url[: url.rindex("streams/v1/")]
-    index = files.read(url, _MAX_INDEX, _Index)
-    for entry in index.index.values():
-        if entry.datatype == _DOWNLOADS:
-            path = root + _safe(entry.path)
-            file = files.read(path, _MAX_PRODUCTS, _Products)
-            for name, product in sorted(file.products.items()):
-                source = SimpleStreams(
-                    url=url,
-                    product=name,
-                    items=_ITEMS,
-                    signature=files.signature,
-                    signed_by=tuple(key.fingerprint for key in keys),
-                )
-                for offer in _offers(publisher, product, source, tuple(keys)):
-                    offers.setdefault(offer.urn.base, offer)
+    for file in files:
+        products, _ = index.products(file)
+        for name in sorted(products):
+            source = SimpleStreams(
+                url=url,
+                product=name,
+                items=_ITEMS,
+                signature=signature,
+                signed_by=tuple(key.fingerprint for key in keys),
+            )
+            for offer in _offers(publisher, _product(products[name]), source, tuple(keys)):
+                offers.setdefault(offer.urn.base, offer)
     if not offers:
         raise InvalidInput(f"{one_line(url, 200)} has no product with the disk of a VM")
     return Catalogue(offers.values())
@@ -111,27 +87,11 @@ def _signature(url: str) -> str:
     return CLEAR if url.endswith(".sjson") else ".gpg"
 
 
-@dataclass(frozen=True, slots=True)
-class _Files:
-    """The files of one index, and how they are signed."""
-
-    reader: Reader
-    signature: str | None
-    keys: Sequence[Key]
-
-    def read(self, url: str, limit: int, kind: type[_T]) -> _T:
-        """A file of at most ``limit`` bytes, as a record of ``kind``."""
-        text = self.reader.text(url, limit, self.signature, self.keys).text
-        try:
-            return msgspec.convert(read_json(text, limit=limit, what=url), kind)
-        except msgspec.ValidationError as error:
-            raise InvalidInput(f"the index cannot be used: {one_line(str(error), 200)}") from None
-
-
-def _safe(path: str) -> str:
-    if len(path) > 1024 or _PATH.fullmatch(path) is None:
-        raise InvalidInput(f"the index cannot be used: the path '{one_line(path, 200)}' is refused")
-    return quote(path, safe="/:+~@=")
+def _product(value: object) -> _Product:
+    try:
+        return msgspec.convert(value, _Product)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"the index cannot be used: {one_line(str(error), 200)}") from None
 
 
 def _offers(

@@ -4,13 +4,13 @@ The format is Ubuntu's; Incus and LXC publish in it too. Each of the files is si
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from calotype.errors import InvalidInput, NotFound
-from calotype.market.offer import File, Offer, Release, SimpleStreams
+from calotype.market.offer import File, Key, Offer, Release, SimpleStreams
 from calotype.market.reader import Reader
 from calotype.market.version import Scheme, scheme_of
 from calotype.strict import read_json
@@ -19,6 +19,7 @@ from calotype.units import one_line
 _MAX_INDEX = 4 << 20
 _MAX_PRODUCTS = 48 << 20
 _MAX_VERSIONS = 10_000
+_MAX_FILES = 4  # that say they have one product
 _PART = re.compile(r"[A-Za-z0-9._:+~@=-]{1,255}")
 _DATA_TYPE = "image-downloads"
 _DESCRIPTION = "incus.tar.xz"  # of an image, for Incus; its disk stands beside it
@@ -34,48 +35,102 @@ def releases(offer: Offer, source: SimpleStreams, reader: Reader) -> list[Releas
         InvalidInput: it is no index, or leads to where it must not.
         Untrusted: a signature, or the order of time, does not hold.
     """
-    stream = _Stream(offer, source, reader)
-    for path in stream.paths():
-        product, signer = stream.product(path)
-        if product is not None:
-            return list(stream.versions(product, signer))
+    index = Index(source.url, reader, source.signature, offer.keys, source.hosts)
+    listed = [entry for entry in index.downloads() if _lists(entry, source.product)]
+    for entry in listed[:_MAX_FILES]:
+        products, signer = index.products(entry)
+        if source.product in products:
+            product = _table(products[source.product], "a product")
+            return list(_Versions(source, index).of(product, signer))
     raise NotFound(
         f"{source.url} has no product '{one_line(source.product, 80)}'",
         hint="the publisher may have ended it; calotype marketplace search finds others",
     )
 
 
-class _Stream:
-    """One index, as it is read for one offer."""
+class Index:
+    """An index and its files of products: fetched, held against signatures and times; where paths lead.
 
-    def __init__(self, offer: Offer, source: SimpleStreams, reader: Reader) -> None:
-        self._offer = offer
-        self._source = source
+    Its methods raise ``InvalidInput`` for what is no index, or leads to where it must not, and ``Untrusted``
+    where a signature, or the order of time, does not hold.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        reader: Reader,
+        signature: str | None = None,
+        keys: Sequence[Key] = (),
+        hosts: Collection[str] = (),
+    ) -> None:
+        self._index = url
         self._reader = reader
-        self._root = source.url[: source.url.rindex("streams/v1/")]
+        self._signature = signature
+        self._keys = keys
+        self._hosts = hosts
+        self._root = url[: url.rindex("streams/v1/")]
 
-    def paths(self) -> list[str]:
-        """The product files that, says the index, have the product."""
-        index, _ = self._read(self._source.url, _MAX_INDEX, "index:1.0")
-        found = []
-        for value in _table(index.get("index"), "the index").values():
-            entry = _table(value, "an entry of the index")
-            products = entry.get("products", [])
-            if not isinstance(products, list):
-                raise _wrong("products is no list")
-            if entry.get("datatype", _DATA_TYPE) == _DATA_TYPE and self._source.product in products:
-                found.append(self._url(entry.get("path")))
-        return found[:4]
+    def downloads(self) -> list[Table]:
+        """What the index says of each file of products that has images to be downloaded."""
+        file, _ = self._read(self._index, _MAX_INDEX, "index:1.0")
+        entries = _table(file.get("index"), "the index").values()
+        tables = [_table(entry, "an entry of the index") for entry in entries]
+        return [entry for entry in tables if entry.get("datatype", _DATA_TYPE) == _DATA_TYPE]
 
-    def product(self, url: str) -> tuple[Table | None, str | None]:
-        """The product in a product file, if it is there, and who signed the file."""
-        file, signer = self._read(url, _MAX_PRODUCTS, "products:1.0")
-        products = _table(file.get("products"), "products")
-        if self._source.product not in products:
-            return None, signer
-        return _table(products[self._source.product], "a product"), signer
+    def products(self, entry: Table) -> tuple[Table, str | None]:
+        """The products in the file that an entry of the index is about, by name, and who signed the file."""
+        file, signer = self._read(self.url(entry.get("path")), _MAX_PRODUCTS, "products:1.0")
+        return _table(file.get("products"), "products"), signer
 
-    def versions(self, product: Table, signer: str | None) -> Iterator[Release]:
+    def _read(self, url: str, limit: int, form: str) -> tuple[Table, str | None]:
+        vouched = self._reader.text(url, limit, self._signature, self._keys)
+        file = _table(read_json(vouched.text, limit=limit, what=url), url)
+        if file.get("format") != form:
+            raise _wrong(f"{url} is not of the format {form}")
+        self._reader.require_newer(url + "#updated", _time(file.get("updated")))
+        return file, vouched.fingerprint
+
+    def url(self, path: object) -> str:
+        """Where a path of the index leads: below the index's own root, or to a host that is allowed."""
+        if not isinstance(path, str) or len(path) > 1024:
+            raise _wrong("a path is no text")
+        if "://" in path:
+            return self._elsewhere(path)
+        parts = path.split("/")
+        if any(not _PART.fullmatch(part) or part in (".", "..") for part in parts):
+            raise _wrong(f"the path '{one_line(path, 200)}' is refused")
+        return self._root + "/".join(quote(part, safe=":+~@=") for part in parts)
+
+    def _elsewhere(self, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            host = parts.netloc
+        except ValueError:
+            host = ""
+        own = urlsplit(self._root)
+        plain = (
+            re.fullmatch(r"[!-~]+", url) and not (parts.query or parts.fragment) if host else False
+        )
+        if (
+            not plain
+            or parts.scheme not in {own.scheme, "https"}
+            or host not in {own.netloc, *self._hosts}
+        ):
+            raise InvalidInput(
+                f"the index leads to {one_line(url, 200)}, which its record does not allow",
+                hint="if the publisher means it, name the host under hosts in a catalogue of your own",
+            )
+        return url
+
+
+class _Versions:
+    """The versions of an offer's product in an index."""
+
+    def __init__(self, source: SimpleStreams, index: Index) -> None:
+        self._source = source
+        self._index = index
+
+    def of(self, product: Table, signer: str | None) -> Iterator[Release]:
         """Every version that has an OS disk of the wanted kind; labels of another shape are passed over."""
         versions = _table(product.get("versions"), "versions")
         if len(versions) > _MAX_VERSIONS:
@@ -126,7 +181,7 @@ class _Stream:
         return disk, (self._file(described),), {"combined_sha256": str(combined)} if known else {}
 
     def _file(self, item: Table) -> File:
-        url = self._url(item.get("path"))
+        url = self._index.url(item.get("path"))
         size, digests = item.get("size"), {}
         for name, length in (("sha256", 64), ("sha512", 128)):
             digest = item.get(name)
@@ -141,45 +196,12 @@ class _Stream:
             raise _wrong("size is no number of bytes")
         return File(name=url.rpartition("/")[2], urls=(url,), size=size, **digests)
 
-    def _read(self, url: str, limit: int, form: str) -> tuple[Table, str | None]:
-        vouched = self._reader.text(url, limit, self._source.signature, self._offer.keys)
-        file = _table(read_json(vouched.text, limit=limit, what=url), url)
-        if file.get("format") != form:
-            raise _wrong(f"{url} is not of the format {form}")
-        self._reader.require_newer(url + "#updated", _time(file.get("updated")))
-        return file, vouched.fingerprint
 
-    def _url(self, path: object) -> str:
-        """Where a path of the index leads: below the index's own root, or to a host that is allowed."""
-        if not isinstance(path, str) or len(path) > 1024:
-            raise _wrong("a path is no text")
-        if "://" in path:
-            return self._elsewhere(path)
-        parts = path.split("/")
-        if any(not _PART.fullmatch(part) or part in (".", "..") for part in parts):
-            raise _wrong(f"the path '{one_line(path, 200)}' is refused")
-        return self._root + "/".join(quote(part, safe=":+~@=") for part in parts)
-
-    def _elsewhere(self, url: str) -> str:
-        try:
-            parts = urlsplit(url)
-            host = parts.netloc
-        except ValueError:
-            host = ""
-        own = urlsplit(self._root)
-        plain = (
-            re.fullmatch(r"[!-~]+", url) and not (parts.query or parts.fragment) if host else False
-        )
-        if (
-            not plain
-            or parts.scheme not in {own.scheme, "https"}
-            or host not in {own.netloc, *self._source.hosts}
-        ):
-            raise InvalidInput(
-                f"the index leads to {one_line(url, 200)}, which its record does not allow",
-                hint="if the publisher means it, name the host under hosts in a catalogue of your own",
-            )
-        return url
+def _lists(entry: Table, product: str) -> bool:
+    products = entry.get("products", [])
+    if not isinstance(products, list):
+        raise _wrong("products is no list")
+    return product in products
 
 
 def _scheme(versions: Table) -> Scheme | None:

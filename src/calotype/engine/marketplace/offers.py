@@ -1,7 +1,8 @@
 """The marketplace's catalogues: the one that ships and those that were added, and what publishers have today.
 
 What was fetched from publishers is kept for an hour. The newest time that each signed index gave is kept
-for good: an older one is refused.
+for good: an older one is refused. It is kept apart for each publisher and each catalogue: nobody says how new
+another's index is.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
+
+import msgspec
 
 from calotype.catalog import Act
 from calotype.disk.durable import write_private
@@ -136,7 +139,8 @@ def releases(
     """
 
     def question(pages: _Pages) -> list[Release]:
-        return _remembering(context, lambda seen: ask(offer, pages, at, seen=seen))
+        who = f"publisher {offer.publisher}"
+        return _remembering(context, who, lambda seen: ask(offer, pages, at, seen=seen))
 
     with context.progress.phase(f"asking {offer.publisher}"):
         return _asked(context, offers.allowed(offer), question, age=FRESH)
@@ -251,11 +255,12 @@ def _read(context: Context, catalog: MarketCatalog, *, age: float) -> Catalogue:
     keys = keyrings.keys(catalog.keyring) if catalog.keyring is not None else ()
 
     def question(pages: _Pages) -> Catalogue:
-        return _remembering(context, lambda seen: _parsed(catalog, keys, pages, seen))
+        who = f"catalogue {catalog.name}"
+        return _remembering(context, who, lambda seen: _parsed(catalog, keys, pages, seen))
 
     try:
         return _asked(context, catalog.allow_addresses, question, age=age)
-    except (ToolFailed, Untrusted, NotFound, InvalidInput) as error:
+    except CalotypeError as error:
         if age == 0:
             raise
         try:
@@ -345,31 +350,35 @@ def _asked(
     return answer
 
 
-def _remembering(context: Context, question: Callable[[MutableMapping[str, int]], _T]) -> _T:
-    """The answer to a question that reads, and moves on, the newest time of each index."""
+def _remembering(
+    context: Context, who: str, question: Callable[[MutableMapping[str, int]], _T]
+) -> _T:
+    """The answer to a question that reads, and moves on, the newest time of each of somebody's indexes."""
     path = _directory(context) / "seen.json"
-    seen = _seen(path)
-    before = dict(seen)
+    before = _seen(path).get(who, {})
+    seen = dict(before)
     answer = question(seen)
     if seen != before:
         with context.lock("marketplace-seen"):
-            others = _seen(path)
+            written = _seen(path)
+            others = written.get(who, {})  # of commands that asked meanwhile
             newest = {url: max(at, others.get(url, at)) for url, at in seen.items()}
-            write_private(path, json.dumps({**others, **newest}).encode())
+            written[who] = others | newest
+            write_private(path, json.dumps(written).encode())
     return answer
 
 
-def _seen(path: Path) -> dict[str, int]:
+def _seen(path: Path) -> dict[str, dict[str, int]]:
+    """The newest time (Unix seconds) of each index by its URL, of each who names it."""
     try:
-        found = json.loads(path.read_bytes())
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, int]])
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise Conflict(
             f"{path} is damaged",
             hint="it holds how new publishers' indexes were; remove it to begin anew",
         ) from None
-    return {str(url): int(at) for url, at in found.items()}
 
 
 def _directory(context: Context) -> Path:
@@ -384,6 +393,8 @@ def _file(path: Path, limit: int) -> bytes:
             data = file.read(limit + 1)
     except (FileNotFoundError, IsADirectoryError):
         raise NotFound(f"there is no file '{path}'") from None
+    except OSError as error:
+        raise ToolFailed(f"'{path}' cannot be read: {error.strerror or error}") from None
     if len(data) > limit:
         raise InvalidInput(f"'{path}' is larger than the {limit} bytes that it may have")
     return data
