@@ -37,6 +37,8 @@ log = logging.getLogger("calotype.download")
 SYNC = 16 << 20
 #: No disk image that anybody publishes is larger.
 MAX_SIZE = 1 << 40
+#: Bytes that are left free on the disk while a file comes of which nobody says how large it is.
+SPARE = 1 << 30
 #: Seconds for which a part is kept that nobody continues.
 KEPT = 7 * 86400.0
 
@@ -161,15 +163,26 @@ def _require_size(wanted: Wanted, remote: Remote) -> None:
 
 
 def _receive(context: Context, wanted: Wanted, part: "_Part", remote: Remote, start: int) -> None:
-    """Append to a part what is missing."""
-    limit = wanted.size or remote.size or MAX_SIZE
+    """Append to a part what is missing; what nobody could continue is not kept."""
+    try:
+        _append(context, wanted, part, remote, start)
+    except BaseException:
+        if remote.size is None:
+            part.remove()
+        raise
+
+
+def _append(context: Context, wanted: Wanted, part: "_Part", remote: Remote, start: int) -> None:
+    known = wanted.size or remote.size
+    limit = known or MAX_SIZE
     with part.growing(remote, start) as grow:
-        _require_room(part.path, (wanted.size or remote.size or start) - start)
-        label = f"download {wanted.name}"
-        with context.progress.phase(label, wanted.size or remote.size) as advance:
+        _require_room(part.path, SPARE if known is None else known - start)
+        with context.progress.phase(f"download {wanted.name}", known) as advance:
             at = start
             advance(at)
             for block in remote.stream(start):
+                if known is None and at // SYNC != (at + len(block)) // SYNC:
+                    _require_room(part.path, SPARE)
                 at += len(block)
                 if at > limit:
                     raise Untrusted(
@@ -183,7 +196,7 @@ def _require_room(path: Path, missing: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if missing > free:
         raise InvalidInput(
-            f"{human_size(missing)} are to be fetched, and {human_size(free)} are free",
+            f"{human_size(missing)} are needed to fetch it, and {human_size(free)} are free",
             hint="make room, or set CALOTYPE_HOME to a directory with more",
         )
 
