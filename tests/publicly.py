@@ -82,7 +82,7 @@ def mirroring(root: Path) -> Iterator[MirrorServer]:
 class _Handler(BaseHTTPRequestHandler):
     server: MirrorServer
     protocol_version = "HTTP/1.1"
-    timeout = 10
+    timeout = 60
 
     def do_GET(self) -> None:
         faults, path = self.server.faults, self.path.lstrip("/")
