@@ -130,6 +130,16 @@ BROKEN = {
     "no version anywhere": (sums(name="os.qcow2"), "neither name nor url"),
     "a version in the host": (sums(url="https://{version}.example.org/SUMS"), "in its path"),
     "a directory in a name": (sums(name="../os-{version}.qcow2"), "name of a file"),
+    "a name that no file has": (sums(name="os {version}"), "name of a file"),
+    "a name without an end": (sums(name="{version}" + "x" * 5000), "name of a file"),
+    "a revision where no version is looked for": (
+        sums(
+            url="https://example.org/{version}/{revision}/S",
+            name="os-{version}-{revision}",
+            versions="release-revision",
+        ),
+        "versions are looked for",
+    ),
     "a version twice in one part": (
         sums(url="https://example.org/{version}-{version}/S"),
         "stands twice",

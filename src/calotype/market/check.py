@@ -24,6 +24,7 @@ from calotype.units import one_line, visible
 _FORMATS = frozenset({"qcow2", "raw", "vhd", "vhdx", "vmdk", "iso"})
 _MAX_TEXT = 1 << 16
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
+_NAME = re.compile(r"[^/\\\s]{1,255}")
 VERSION = "{version}"
 REVISION = "{revision}"
 
@@ -119,13 +120,11 @@ def _require_checksums(offer: Offer, source: Checksums) -> None:
                 )
     if source.listing is not None and VERSION not in source.listing:
         raise _wrong(offer, f"listing is the address of a version: it has {VERSION}")
-    if VERSION in source.url and listed(source)[1].count(VERSION) > 1:
-        raise _wrong(
-            offer, f"{VERSION} stands twice in one part of the path where versions are looked for"
-        )
+    if VERSION in source.url:
+        _require_part(offer, listed(source)[1], source.versions)
     if source.images is not None and not source.images.endswith("/"):
         raise _wrong(offer, "images is a directory: it ends with /")
-    if "/" in source.name or source.name.count(VERSION) > 1:
+    if not _NAME.fullmatch(source.name) or source.name.count(VERSION) > 1:
         raise _wrong(offer, f"name is the name of a file, with {VERSION} once")
     # Without the version somewhere nobody could tell two of them apart.
     if VERSION not in source.name + source.url:
@@ -133,6 +132,18 @@ def _require_checksums(offer: Offer, source: Checksums) -> None:
     _require_template(offer, "name", source.name, source.versions)
     _require_format(offer, source.format)
     _require_signature(offer, source.signature, source.signed_by)
+
+
+def _require_part(offer: Offer, part: str, versions: Scheme) -> None:
+    """Refuse a part of a path in which no version could be recognized."""
+    if part.count(VERSION) > 1:
+        raise _wrong(
+            offer, f"{VERSION} stands twice in one part of the path where versions are looked for"
+        )
+    if (REVISION in part) != (versions.revision is not None):
+        raise _wrong(
+            offer, f"{REVISION} stands in another part of the path where versions are looked for"
+        )
 
 
 def listed(source: Checksums) -> tuple[str, str]:
