@@ -51,8 +51,9 @@ clearsigned file only the text that gpgv gives out is read. A further signature 
 does no harm: publishers sign twice while they change keys.
 
 An index or checksum file that is older than one that was seen before, by its signature's time or by the time
-that a simplestreams index gives itself, is refused: somebody would hide newer versions. So is one of
-tomorrow.
+that a simplestreams index gives itself, is refused: somebody would hide newer versions. So is one that says
+it was made more than a day from now. What was seen is kept apart for each publisher: nobody makes another's
+index look old.
 
 ## Versions
 
@@ -135,7 +136,8 @@ _FIELDS: Mapping[type[Struct], Mapping[str, str]] = {
     Checksums: {
         "url": "of a file in the style of `sha256sum` or of BSD (SHA-256, SHA-512). With `{version}` there "
         "is one for each version, and the page of the directory above lists them",
-        "name": "of an image, with `{version}` (and `{revision}`, where the scheme has one)",
+        "name": "of an image, with `{version}` (and `{revision}`, where the scheme has one). If only `url` has "
+        "it, the signature does not say of which version it is",
         "versions": "a scheme; above",
         "listing": "where versions are looked for instead: a URL with `{version}`",
         "images": "the directory of the images, if it is another than the file's",
