@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,7 +19,7 @@ from tests.published import a_definition, a_version, public
 from calotype import wire
 from calotype.config import Home
 from calotype.disk.base import read
-from calotype.engine.community import followed, public_tree
+from calotype.engine.community import followed, public_tree, serve
 from calotype.engine.community.mirror import HttpMirror
 from calotype.engine.community.publisher import Publisher
 from calotype.engine.community.serve import TreeServer
@@ -323,9 +323,11 @@ def serving(tree):
     with TreeServer(tree, "127.0.0.1", 0, lines.append) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def ask(server, path, method="GET", **headers):
@@ -396,6 +398,79 @@ def test_a_client_that_says_nothing_holds_up_nobody(server):
     assert ask(server, "/config")[0] == 200
     for connection in idle:
         connection.close()
+
+
+def asked(server, data):
+    """A connection on which this was sent, and nothing read."""
+    connection = socket.create_connection(server.server_address, timeout=10)
+    connection.sendall(data)
+    return connection
+
+
+def test_a_client_that_reads_slowly_gets_it_all(plain, server):
+    body = random.Random(5).randbytes(24 * MIB)
+    (plain / "packs").mkdir()
+    (plain / "packs/ab").write_bytes(body)
+    with closing(asked(server, b"GET /packs/ab HTTP/1.1\r\nConnection: close\r\n\r\n")) as slow:
+        for _ in range(3):  # meanwhile all that fits between the two is on its way
+            assert ask(server, "/config")[0] == 200
+        answer = http.client.HTTPResponse(slow)
+        answer.begin()
+        assert answer.read() == body
+
+
+def test_a_client_that_reads_nothing_is_left(plain, monkeypatch):
+    monkeypatch.setattr(serve, "_PATIENCE", 0.05)
+    (plain / "packs").mkdir()
+    (plain / "packs/ab").write_bytes(bytes(24 * MIB))
+    left = threading.Event()
+
+    def closed(_server, connection):
+        connection.close()
+        left.set()
+
+    monkeypatch.setattr(TreeServer, "shutdown_request", closed)
+    with serving(plain) as server, closing(asked(server, b"GET /packs/ab HTTP/1.1\r\n\r\n")):
+        assert left.wait(10)
+
+
+def test_a_client_that_never_ends_its_question_is_left(plain, monkeypatch):
+    monkeypatch.setattr(serve, "_PATIENCE", 0.1)
+    with serving(plain) as server, closing(asked(server, b"GET /config HTTP/1.1\r\n")) as drip:
+        drip.settimeout(0.01)
+        with suppress(ConnectionError):
+            for _ in range(1000):
+                drip.sendall(b"x")
+                with suppress(TimeoutError):
+                    assert drip.recv(1) == b""
+                    return
+            pytest.fail("it may go on for ever")
+
+
+def test_more_clients_than_there_are_places_are_turned_away(plain, monkeypatch):
+    monkeypatch.setattr(serve, "_MOST", 2)
+    with serving(plain) as server:
+        first, second = (asked(server, b"GET /config HTTP/1.1\r\n\r\n") for _ in range(2))
+        assert first.recv(12) == second.recv(12) == b"HTTP/1.1 200"
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            ask(server, "/config")
+        first.close()
+        second.close()
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Content-Length: 25", "Content-Length: 0\r\nContent-Length: 25", "Transfer-Encoding: chunked"],
+)
+def test_a_question_inside_of_another_is_not_answered(server, header):
+    """Behind a proxy the second answer would be somebody else's."""
+    text = f"GET /config HTTP/1.1\r\n{header}\r\n\r\nGET /config HTTP/1.1\r\n\r\n\r\n"
+    with closing(asked(server, text.encode())) as connection:
+        answer = b""
+        with suppress(ConnectionError):
+            while data := connection.recv(1 << 16):
+                answer += data
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 400") == 1
 
 
 def test_there_must_be_a_tree_and_a_place_to_listen(tmp_path, plain):

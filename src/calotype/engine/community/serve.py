@@ -5,23 +5,26 @@ import re
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import Final
+from typing import Any, BinaryIO, Final
 
 from calotype.errors import InvalidInput, NotFound
 
 #: What a tree is made of; all else in its directory is nobody's business.
 _PATH: Final = re.compile(
-    r"/(config|(?:domains|packs|indexes|metadata|targets)(?:/[a-z0-9][a-z0-9._-]{0,127}){1,2})"
+    r"/(config|(?:domains|packs|indexes|metadata|targets)(?:/[a-z0-9][a-z0-9._-]{0,199}){1,2})"
 )
 _RANGE: Final = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})")
-_BLOCK: Final = 1 << 20
-_MOST: Final = 256  # connections at once; more are told to come again
-_PATIENCE: Final = 30.0  # seconds for a client that neither asks nor reads
+_MOST: Final = (
+    400  # connections at once, each with a thread and at most two files; more are turned away
+)
+_PATIENCE: Final = 30.0  # seconds for a client to ask, and for one that does not read
 
 
 class TreeServer(ThreadingHTTPServer):
@@ -50,7 +53,7 @@ class TreeServer(ThreadingHTTPServer):
             )
         self.root = root.resolve()
         self.told = told
-        self.slots = threading.BoundedSemaphore(_MOST)
+        self._slots = threading.BoundedSemaphore(_MOST)
         if ":" in bind:
             self.address_family = socket.AF_INET6
         try:
@@ -67,14 +70,57 @@ class TreeServer(ThreadingHTTPServer):
         host, port = str(self.server_address[0]), self.server_address[1]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give a connection a thread of its own, as long as there are few."""
+        if not self._slots.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._slots.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
     def handle_error(self, *_: object) -> None:
         """Who hangs up early is no error here."""
+
+
+class _Questions(RawIOBase):
+    """What a client asks, as it comes; a whole question must be there before ``until``."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.until = 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._connection.settimeout(max(self.until - time.monotonic(), 0.001))
+        return self._connection.recv_into(buffer)
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: TreeServer
     protocol_version = "HTTP/1.1"
-    timeout = _PATIENCE
+    server_version = "calotype"
+    sys_version = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self._questions = _Questions(self.connection)
+        self.rfile = BufferedReader(self._questions)
+
+    def handle_one_request(self) -> None:
+        self._questions.until = time.monotonic() + _PATIENCE
+        super().handle_one_request()
 
     def do_GET(self) -> None:
         self._answer(body=True)
@@ -83,22 +129,21 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def _answer(self, *, body: bool) -> None:
-        if not self.server.slots.acquire(blocking=False):
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+        self.connection.settimeout(_PATIENCE)
+        lengths = self.headers.get_all("Content-Length", ["0"])
+        if lengths != ["0"] or "Transfer-Encoding" in self.headers:
+            # Its body would be taken for the next request; somebody else's, behind a proxy.
+            self.close_connection = True
+            self._refuse(HTTPStatus.BAD_REQUEST)
             return
-        try:
-            fd = self._opened()
-            if fd is None:
-                self._refuse(HTTPStatus.NOT_FOUND)
-                return
-            try:
-                self._send(fd, body=body)
-            finally:
-                os.close(fd)
-        finally:
-            self.server.slots.release()
+        file = self._opened()
+        if file is None:
+            self._refuse(HTTPStatus.NOT_FOUND)
+            return
+        with file:
+            self._send(file, body=body)
 
-    def _opened(self) -> int | None:
+    def _opened(self) -> BinaryIO | None:
         """A regular file of the tree; ``None`` for everything else."""
         match = _PATH.fullmatch(self.path)
         if match is None:
@@ -109,12 +154,12 @@ class _Handler(BaseHTTPRequestHandler):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             inside = Path(os.readlink(f"/proc/self/fd/{fd}")) == path
             if inside and stat.S_ISREG(os.fstat(fd).st_mode):
-                return fd
+                return os.fdopen(fd, "rb")
             os.close(fd)
         return None
 
-    def _send(self, fd: int, *, body: bool) -> None:
-        about = os.fstat(fd)
+    def _send(self, file: BinaryIO, *, body: bool) -> None:
+        about = os.fstat(file.fileno())
         start, end = 0, about.st_size
         status = HTTPStatus.OK
         if wanted := self.headers.get("Range"):
@@ -135,13 +180,12 @@ class _Handler(BaseHTTPRequestHandler):
         if status is HTTPStatus.PARTIAL_CONTENT:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{about.st_size}")
         self.end_headers()
-        self.wfile.flush()
-        while body and start < end:
-            sent = os.sendfile(self.connection.fileno(), fd, start, min(end - start, _BLOCK))
-            if not sent:  # it was cut off meanwhile
-                self.close_connection = True
-                return
-            start += sent
+        if (
+            body
+            and start < end
+            and self.connection.sendfile(file, start, end - start) < end - start
+        ):
+            self.close_connection = True  # it was cut off meanwhile
 
     def _refuse(self, status: HTTPStatus, content_range: str | None = None) -> None:
         self.send_response(status)
