@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from blake3 import blake3
 from tests.publicly import mirroring
 from tests.published import a_definition, a_version, public
+from tests.shop import Shop
 
 from calotype import wire
 from calotype.catalog import Act
@@ -18,6 +20,7 @@ from calotype.engine.community.publisher import Publisher
 from calotype.engine.gallery.lifecycle import turn
 from calotype.engine.usable import require_usable
 from calotype.errors import (
+    CalotypeError,
     Conflict,
     InvalidInput,
     NotAllowed,
@@ -26,6 +29,7 @@ from calotype.errors import (
     Untrusted,
 )
 from calotype.model import MIB, Lifecycle, Shelf, SourceKind, Version
+from calotype.public import form
 from calotype.store import mirrors
 
 LOOPBACK = ["127.0.0.0/8"]
@@ -259,6 +263,76 @@ def test_another_publisher_with_the_same_public_name(tmp_path, follower, name):
     thief.close()
 
 
+def test_a_name_in_another_case_hides_nothing(tmp_path, follower, name, tree):
+    """The list of the thief has the gallery twice, and asks for the first under a name that nobody has."""
+    with mirroring(tmp_path / "evil") as server:
+        shop = Shop(server.root)
+        shop.publish({"packs.json": b"{}"})
+        followed.add(follower, server.url, name="a-thief", allow=LOOPBACK)
+        (path,) = (tree / "targets/galleries").iterdir()
+        target = form.target_of_gallery(name)
+        data = path.read_bytes()
+        upper = target.replace(name.lower(), name.upper())
+        shop.publish({"packs.json": b"{}", target: data, upper: data}, number=2)
+        seen = followed.update(follower, "a-thief")
+    assert seen.galleries == ()
+    assert list(seen.refused) == [name]
+
+
+def test_a_public_name_stays_its_publishers_when_it_is_withdrawn(
+    tmp_path, follower, publisher, tree, name
+):
+    (path,) = (tree / "targets/galleries").iterdir()
+    stolen = {form.target_of_gallery(name): path.read_bytes(), "packs.json": b"{}"}
+    publishing.withdraw(publisher, "gal")
+    public_tree.export(publisher, str(tree))
+    followed.update(follower, "contoso")
+    with mirroring(tmp_path / "evil") as server:
+        Shop(server.root).publish(stolen)
+        with pytest.raises(Untrusted, match="that of 'contoso'"):
+            followed.add(follower, server.url, name="thief", allow=LOOPBACK)
+
+
+def test_an_address_that_gives_no_name(follower, monkeypatch):
+    """What has no name of its own has not the place of all others either."""
+    monkeypatch.setattr(followed, "_first_root", lambda *_: pytest.fail("it was asked"))
+    with pytest.raises(InvalidInput, match="cannot be the name"):
+        followed.add(follower, "https://例.例/")
+    assert (follower.home.community / "contoso").is_dir()
+
+
+@pytest.mark.parametrize("strange", ["a/b", "../contoso", ""])
+def test_a_name_that_nobody_has(follower, strange):
+    for act in (followed.update, followed.remove):
+        with pytest.raises(NotFound, match="no followed installation"):
+            act(follower, strange)
+
+
+def test_more_galleries_than_anybody_reads(tmp_path, follower, monkeypatch):
+    """What is signed could fill every disk; nothing of it is asked for."""
+    monkeypatch.setattr(followed, "_MAX_GALLERIES", 100)
+    with mirroring(tmp_path / "evil") as server:
+        many = {f"galleries/g{n}.json": b"x" * 30 for n in range(4)}
+        Shop(server.root).publish({"packs.json": b"{}"} | many)
+        with pytest.raises(Untrusted, match="more than 100 bytes"):
+            followed.add(follower, server.url, name="many", allow=LOOPBACK)
+        assert not [path for path in server.asked if "galleries" in path]
+
+
+@pytest.mark.parametrize("config", ["[" * 4000, '{"chunking":{"region":Infinity}}', "{}", ""])
+def test_a_config_that_is_none(follower, publisher, tree, name, monkeypatch, config):
+    real = public_tree._Tree._packs
+    sealed = f"{config}\n{blake3(config.encode()).hexdigest()}\n"
+
+    def other(self, *arguments):
+        return msgspec.structs.replace(real(self, *arguments), config=sealed)
+
+    monkeypatch.setattr(public_tree._Tree, "_packs", other)
+    public_tree.export(publisher, str(tree))
+    with pytest.raises(CalotypeError):
+        community.find(follower, name, "web")
+
+
 def test_a_name_of_ones_own_gallery_is_not_taken(tmp_path, publisher, name, mirror):
     """A tree that shows galleries under the names of this installation's own."""
     with pytest.raises(Untrusted, match="this installation's"):
@@ -267,16 +341,22 @@ def test_a_name_of_ones_own_gallery_is_not_taken(tmp_path, publisher, name, mirr
 
 def test_revocation_travels(follower, publisher, tree, name):
     image = community.find(follower, name, "web")
-    require_usable(follower, image)
+    a_definition(follower)
+    heir = a_version(follower, source=image.name).image
+    for one in (image, heir):
+        require_usable(follower, one)
     turn(publisher, "gal/web/1.9.0", Lifecycle.REVOKED, reason="its kernel has a hole")
     public_tree.export(publisher, str(tree))
     followed.update(follower, "contoso")
-    with pytest.raises(NotAllowed, match="its kernel has a hole"):
+    with pytest.raises(NotAllowed, match="was revoked: its kernel has a hole"):
         require_usable(follower, image)
+    with pytest.raises(NotAllowed, match=f"descends from '{image.name}'.*its kernel has a hole"):
+        require_usable(follower, heir)
     turn(publisher, "gal/web/1.9.0", Lifecycle.ACTIVE)
     public_tree.export(publisher, str(tree))
     followed.update(follower, "contoso")
-    require_usable(follower, image)
+    for one in (image, heir):
+        require_usable(follower, one)
 
 
 def test_what_is_obsolete_makes_no_vms_and_is_not_pulled(tmp_path, follower, publisher, tree, name):

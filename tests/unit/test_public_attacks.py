@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from securesystemslib.signer import CryptoSigner, Key
+from securesystemslib.signer import CryptoSigner, SSlibKey
 from tests.publicly import mirroring
 from tests.shop import ENDED, Shop, fresh
 
@@ -264,7 +264,7 @@ def test_a_root_that_only_one_side_has_signed(world, by):
 def test_a_root_with_the_fingerprint_of_another(world):
     """Ids of keys are only words in the file: the thief calls its own key by the publisher's id."""
     (honest,), thief = world.shop.keys["root"], fresh()
-    public = Key.from_dict(honest.public_key.keyid, thief.public_key.to_dict())
+    public = SSlibKey.from_dict(honest.public_key.keyid, thief.public_key.to_dict())
     world.shop.keys["root"] = [
         CryptoSigner(load_pem_private_key(thief.private_bytes, None), public)
     ]

@@ -5,11 +5,12 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from calotype.catalog import Act
@@ -52,11 +53,13 @@ from calotype.store.index import PREFIX as INDEXES
 from calotype.store.mirrors import Listed, MirrorStore, Use
 from calotype.store.pack import PREFIX as PACKS
 from calotype.store.parameters import CONFIG, DOMAINS, sealed_domain
+from calotype.strict import read_json
 from calotype.units import one_line
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?")
 _THREADS = 4  # that ask mirrors at once
 _ABANDONED = 14 * 86400.0  # seconds after which what an interrupted pull left is given up
+_MAX_GALLERIES = 256 << 20  # bytes, of all galleries of one installation
 _STATE = "state.json"
 
 
@@ -147,8 +150,8 @@ def update(context: Context, name: str, *, mirrors: Sequence[str] | None = None)
         Untrusted: what is there does not hold; what was seen before stays.
         StoreUnavailable: no mirror can be reached.
     """
-    with context.lock(f"community-{name}"):
-        community = context.catalog.communities.get(name)
+    with _held(context, name) as known:
+        community = known
         if mirrors is not None:
             places = tuple(HttpMirror(place).url for place in dict.fromkeys(mirrors))
             act = Act("community.mirrors", f"community {name}", {"mirrors": list(places)})
@@ -163,11 +166,18 @@ def remove(context: Context, name: str) -> None:
     Raises:
         NotFound: none is called so.
     """
-    with context.lock(f"community-{name}"):
-        context.catalog.communities.get(name)
+    with _held(context, name):
         act = Act("community.remove", f"community {name}", {})
         context.catalog.communities.remove(name, act)
         shutil.rmtree(_directory(context, name), ignore_errors=True)
+
+
+@contextmanager
+def _held(context: Context, name: str) -> Iterator[FollowedCommunity]:
+    """A followed installation, which nobody else brings up to date or removes meanwhile."""
+    context.catalog.communities.get(name)  # else any text would be the name of a file
+    with context.lock(f"community-{name}"):
+        yield context.catalog.communities.get(name)
 
 
 def followed(context: Context) -> list[Followed]:
@@ -194,11 +204,11 @@ def _require_own_names(seen: Followed) -> None:
 
 def _called(name: str | None, url: str) -> str:
     if name is None:
-        return re.sub(r"[^a-z0-9.-]", "-", (urlsplit(url).hostname or "").lower()).strip(".-")
+        name = re.sub(r"[^a-z0-9.-]", "-", (urlsplit(url).hostname or "").lower()).strip(".-")
     if not _NAME.fullmatch(name):
         raise InvalidInput(
             f"'{one_line(name, 80)}' cannot be the name of a followed installation",
-            hint="a-z 0-9 . - , at most 64",
+            hint="--name NAME: a-z 0-9 . - , at most 64",
         )
     return name
 
@@ -238,12 +248,21 @@ def _update(context: Context, community: FollowedCommunity) -> Followed:
     """Bring what is known of a tree up to date; the state file's rename makes it what is seen."""
     tree = _tree(context, community)
     tree.refresh()
+    targets = {
+        name.lower(): form.target_of_gallery(name) for name in form.galleries_in(tree.names())
+    }
+    if tree.size(targets.values()) > _MAX_GALLERIES:
+        raise Untrusted(
+            f"the galleries of '{community.name}' are more than {_MAX_GALLERIES} bytes in all",
+            hint="tell the publisher; nothing of it was used",
+        )
+    before = _state(context, community)
+    tree.sweep([*targets.values(), form.PACKS], before.get("galleries", {}).values())
     taken = _taken_names(context, community)
     accepted: dict[str, str] = {}
     refused: dict[str, str] = {}
     documents: list[GalleryDocument] = []
-    for public_name in form.galleries_in(tree.names()):
-        target = form.target_of_gallery(public_name)
+    for public_name, target in targets.items():
         data = tree.document(target, form.MAX_GALLERY)
         document = form.decode_gallery(data, public_name)
         owner = taken.get(public_name)
@@ -259,11 +278,11 @@ def _update(context: Context, community: FollowedCommunity) -> Followed:
     state = {
         "galleries": accepted,
         "refused": refused,
+        "names": sorted({*before.get("names", ()), *accepted}),  # they never change hands
         "updatedAt": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     directory = _directory(context, community.name)
     write_private(directory / _STATE, json.dumps(state).encode())
-    tree.sweep(dict.fromkeys([*map(form.target_of_gallery, accepted), form.PACKS], 0))
     _sweep_pulls(directory)
     _revoke(context, community, documents)
     return replace(_seen(context, community), warnings=tuple(tree.passed_over))
@@ -274,8 +293,8 @@ def _taken_names(context: Context, community: FollowedCommunity) -> dict[str, st
     taken: dict[str, str] = {}
     for other in context.catalog.communities.list():
         if other.name != community.name:
-            seen = _seen(context, other)
-            taken |= {n.lower(): f"that of '{other.name}'" for n in seen.galleries}
+            names = _state(context, other).get("names", ())
+            taken |= {n.lower(): f"that of '{other.name}'" for n in names}
     for gallery in community_view.public(context):
         taken[community_view.public_name(gallery).lower()] = "this installation's"
     return taken
@@ -328,7 +347,7 @@ def _mirrors(community: FollowedCommunity) -> list[HttpMirror]:
     return [HttpMirror(url, community.allow_addresses) for url in community.mirrors]
 
 
-def _state(context: Context, community: FollowedCommunity) -> dict[str, dict[str, str]]:
+def _state(context: Context, community: FollowedCommunity) -> dict[str, Any]:
     try:
         found = json.loads((_directory(context, community.name) / _STATE).read_bytes())
     except (OSError, ValueError):
@@ -466,6 +485,7 @@ class _Pull:
     def run(self) -> Pulled:
         """Bring what is missing, and make the image exist."""
         packs = form.decode_packs(self._tree.document(form.PACKS, form.MAX_PACKS))
+        _require_config(packs.config)
         work = self._directory / "pulls" / sha256(self._name.encode()).hexdigest()[:32]
         store = MirrorStore(
             _mirrors(self._community),
@@ -587,6 +607,16 @@ class _Pull:
             plan=form.to_plan(version.plan or definition.plan),
             entitlement=version.entitlement,
         )
+
+
+def _require_config(config: str) -> None:
+    try:
+        read_json(config.partition("\n")[0].encode(), limit=len(config) * 4, what="its config")
+    except InvalidInput as error:
+        raise Untrusted(
+            f"the signed list of objects is of no repository: {error.message}",
+            hint="tell the publisher; nothing of it was used",
+        ) from None
 
 
 def _sweep_pulls(directory: Path) -> None:

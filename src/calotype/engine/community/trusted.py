@@ -6,9 +6,10 @@ was wrong with it is said.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import IO
@@ -82,6 +83,7 @@ class Tree:
         except (exceptions.RepositoryError, exceptions.DownloadError) as error:
             raise _refusal(mirror.name, error) from None
         finally:
+            self.__dict__.pop("_targets", None)
             _sync(self._metadata)
 
     @property
@@ -93,7 +95,7 @@ class Tree:
             return None
         return found.signed.expires
 
-    @property
+    @cached_property
     def _targets(self) -> Targets:
         """The list that :meth:`refresh` has verified and kept."""
         return Metadata[Targets].from_file(str(self._metadata / "targets.json")).signed
@@ -144,12 +146,17 @@ class Tree:
                 return data
         raise _worst(problems)
 
-    def sweep(self, wanted: Mapping[str, int]) -> None:
-        """Remove the documents that are not among the names of ``wanted``."""
+    def size(self, names: Iterable[str]) -> int:
+        """How large the documents of these names are, in bytes; those that are not listed are nothing."""
         listed = self._targets.targets
-        kept = {listed[name].hashes.get("sha256") for name in wanted if name in listed}
+        return sum(listed[name].length for name in names if name in listed)
+
+    def sweep(self, names: Iterable[str], digests: Collection[str]) -> None:
+        """Remove the documents that have neither one of these names now nor one of these SHA-256."""
+        listed = self._targets.targets
+        kept = {listed[name].hashes.get("sha256") for name in names if name in listed}
         for path in self._documents.iterdir():
-            if path.name not in kept:
+            if path.name not in kept and path.name not in digests:
                 path.unlink(missing_ok=True)
 
 
