@@ -216,9 +216,9 @@ def test_a_way_back_needs_the_role_for_each_disk_that_it_writes(owner, as_, vm):
     nobody = as_("nobody").catalog.restore_points
     with pytest.raises(Forbidden, match="Contributor for VM 'vm'"):
         rita.go_back(replace(point, disks=()), {})
-    for read in (lambda: nobody.list(vm.id), lambda: nobody.get(point.id)):
+    for hidden in (lambda: nobody.list(vm.id), lambda: nobody.delete(point.id)):
         with pytest.raises(NotFound):
-            read()
+            hidden()
     machines.detach(owner, "vm", "data")
     roles.assign(owner, "carl", Role.READER, Where(resource="data"))
     with pytest.raises(Forbidden, match="Contributor for disk 'data'"):
@@ -373,6 +373,7 @@ def test_a_contributor_goes_in(as_, vm):
         lambda c: c.catalog.indexes_in_use(),
         lambda c: c.catalog.has_overlay("x"),
         lambda c: c.catalog.restore_points.indexes(),
+        lambda c: c.catalog.snapshots.indexes(),
         lambda c: subscriptions.create(c, "new"),
         lambda c: subscriptions.set_quota(c, QuotaKind.VMS, None),
     ],

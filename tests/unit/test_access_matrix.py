@@ -527,7 +527,6 @@ READS: dict[str, Callable[[Catalog, Scope], object]] = {
     "VM": lambda c, s: c.vm(machine(s).id),
     "disk": lambda c, s: c.disk(disk(s, "loose").id),
     "disk of a VM": lambda c, s: c.disk(machine(s).os_disk.id),
-    "restore point": lambda c, s: c.restore_points.get(point(s).id),
     "restore points": lambda c, s: c.restore_points.list(machine(s).id),
     "snapshot": lambda c, s: c.snapshots.get(snapshot(s).id),
     "gallery": lambda c, s: c.galleries.get(gallery(s).id),

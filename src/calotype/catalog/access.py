@@ -20,6 +20,7 @@ from sqlalchemy import (
     true,
 )
 
+from calotype.catalog.rows import Row
 from calotype.catalog.tables import (
     definitions,
     disks,
@@ -34,8 +35,6 @@ from calotype.catalog.tables import (
 )
 from calotype.errors import Conflict, Forbidden, NotFound
 from calotype.model import INSTALLATION, Caller, Role, Scope, Sharing, Shelf
-
-Row = Mapping[str, Any]
 
 #: What is said instead of the name of a VM that the caller may not see.
 HIDDEN: Final = "(of others)"
@@ -194,10 +193,6 @@ class Access:
         """As :meth:`require_in`, for a group, a whole subscription (no group), or a resource (its ``id``)."""
         if not self.has(db, role, place):
             raise self._refusal(db, role, place, what)
-
-    def require_here(self, db: Connection, role: Role, what: str) -> None:
-        """As :meth:`require_in`, in the caller's own group."""
-        self.require_in(db, role, self.caller.scope, what)
 
     def require_all(self, what: str) -> None:
         """Refuse to everybody but the installation's owner what concerns all of it; ``what`` is the act.

@@ -96,8 +96,6 @@ def make_engine(path: Path) -> Engine:
 
 def _revision(path: Path) -> str | None:
     """The migration that the file is at, found without Alembic."""
-    if not path.exists():
-        return None
     connection = sqlite3.connect(path, timeout=60)
     try:
         row = connection.execute("SELECT version_num FROM alembic_version").fetchone()

@@ -88,23 +88,6 @@ class Galleries(Part):
                 )
             return to_gallery(db, dict(row))
 
-    def public(self, public_name: str) -> Gallery:
-        """The gallery that the community knows under that name.
-
-        Raises:
-            NotFound: there is none (any more).
-        """
-        open_to_all = galleries.c.sharing == Sharing.COMMUNITY.value
-        query = select(galleries).where(galleries.c.public_name == public_name, open_to_all)
-        with self._read() as db:
-            row = db.execute(query).mappings().first()
-            if row is None:
-                raise NotFound(
-                    f"the community has no gallery '{public_name}'",
-                    hint="calotype community list shows them",
-                )
-            return to_gallery(db, dict(row))
-
     def list(
         self,
         *,
@@ -113,9 +96,10 @@ class Galleries(Part):
         limit: int = 1000,
         after: Sequence[str] = (),
     ) -> list[Gallery]:
-        """A page of the galleries in the caller's group, by name, those after the name ``after``.
+        """A page of the galleries in the caller's group, by name.
 
         Instead, those that others share, by (subscription, name); or the community's, by public name.
+        ``after`` is what the page before ended with, by the same order.
         """
         with self._read() as db:
             order: tuple[Any, ...] = (galleries.c.name,)

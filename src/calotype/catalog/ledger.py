@@ -6,17 +6,16 @@ also the order of their numbers.
 
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
+from calotype.catalog.images import batches
 from calotype.catalog.part import Transaction
 from calotype.catalog.tables import ledger, ledger_operations, ledger_packs, ledger_roots
 from calotype.store.ledger import Lapsed, PackState, another_prune, other_repository
-
-_AT_ONCE = 500  # keys in one statement
 
 
 class SqlLedger:
@@ -221,7 +220,7 @@ def _put_root(db: Connection, root: str, data: bytes | None) -> None:
 
 def _states(db: Connection, packs: Collection[str]) -> dict[str, PackState]:
     found = {}
-    for some in _parts(packs):
+    for some in batches(packs):
         query = select(ledger_packs.c.key, ledger_packs.c.state)
         for key, state in db.execute(query.where(ledger_packs.c.key.in_(some))):
             found[key] = PackState(state)
@@ -229,18 +228,12 @@ def _states(db: Connection, packs: Collection[str]) -> dict[str, PackState]:
 
 
 def _acquit(db: Connection, packs: Collection[str]) -> None:
-    for some in _parts(packs):
+    for some in batches(packs):
         condemned = ledger_packs.c.state == PackState.CONDEMNED
         db.execute(delete(ledger_packs).where(ledger_packs.c.key.in_(some), condemned))
 
 
 def _change(db: Connection, packs: Collection[str], old: PackState, new: PackState) -> None:
-    for some in _parts(packs):
+    for some in batches(packs):
         which = (ledger_packs.c.key.in_(some), ledger_packs.c.state == old)
         db.execute(update(ledger_packs).where(*which).values(state=new))
-
-
-def _parts(keys: Collection[str]) -> Iterator[Sequence[str]]:
-    listed = sorted(keys)
-    for first in range(0, len(listed), _AT_ONCE):
-        yield listed[first : first + _AT_ONCE]

@@ -4,7 +4,6 @@ Catalogues and entitlements are the installation's owner's to give; terms are ac
 resources anywhere in the subscription that they bind.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, case, delete, insert, select
@@ -99,7 +98,8 @@ class Marketplace(Part):
             Forbidden: the caller is no Contributor there.
         """
         with self._read() as db:
-            self._access.require_here(db, Role.CONTRIBUTOR, "pulling images of the marketplace")
+            here, what = self._access.caller.scope, "pulling images of the marketplace"
+            self._access.require_in(db, Role.CONTRIBUTOR, here, what)
 
     def pulled(self, prefix: str) -> list[str]:
         """The names of the images pulled from the marketplace that begin so."""
@@ -118,7 +118,7 @@ class Marketplace(Part):
         Of the images that the caller may use, that is the newest that was pulled for the whole installation,
         else the first that there was: whoever names the plan of others later does not change their terms.
         """
-        like = [images.c.plan[key].as_string() == text for key, text in _plan_row(plan).items()]
+        like = [images.c.plan[key].as_string() == text for key, text in rows.plan_row(plan).items()]
         pulled = images.c.subscription == INSTALLATION
         query = (
             select(images)
@@ -152,7 +152,7 @@ class Marketplace(Part):
         """
         row = {
             "subscription": acceptance.subscription,
-            **_plan_row(acceptance.plan),
+            **rows.plan_row(acceptance.plan),
             "digest": acceptance.digest,
             "text": acceptance.text,
             "principal": acceptance.principal,
@@ -258,7 +258,7 @@ class Marketplace(Part):
 
 def _of(plan: PurchasePlan) -> list[Any]:
     """The condition of being about a plan."""
-    return [terms.c[name] == value for name, value in _plan_row(plan).items()]
+    return [terms.c[name] == value for name, value in rows.plan_row(plan).items()]
 
 
 def _is_public(db: Connection, image: rows.Row) -> bool:
@@ -270,10 +270,6 @@ def _is_public(db: Connection, image: rows.Row) -> bool:
         .where(versions.c.image_id == image["id"], galleries.c.sharing == Sharing.COMMUNITY.value)
     )
     return db.scalar(query) is not None
-
-
-def _plan_row(plan: PurchasePlan) -> Mapping[str, str]:
-    return {"publisher": plan.publisher, "product": plan.product, "name": plan.name}
 
 
 def _held(subscription: str, name: str) -> tuple[Any, ...]:

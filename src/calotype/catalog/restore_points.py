@@ -40,15 +40,6 @@ class RestorePoints(Part):
             db.execute(insert(restore_points), row)
             db.execute(insert(restore_point_disks), rows)
 
-    def get(self, point_id: str) -> RestorePoint:
-        """The restore point of that id.
-
-        Raises:
-            NotFound: there is none, or the caller may not see its VM.
-        """
-        with self._read() as db:
-            return _point(db, self._found(db, point_id, Role.READER))
-
     def list(self, vm_id: str) -> list[RestorePoint]:
         """The restore points of a VM, the newest first.
 
@@ -68,7 +59,7 @@ class RestorePoints(Part):
             NotFound, Forbidden: there is none, or the caller may not change its VM.
         """
         with self._write() as db:
-            self._found(db, point_id, Role.CONTRIBUTOR)
+            self._require_point(db, point_id)
             db.execute(delete(restore_points).where(restore_points.c.id == point_id))
 
     def indexes(self) -> set[str]:
@@ -100,17 +91,16 @@ class RestorePoints(Part):
             detail = {"vm": point.vm_id, "restorePoint": point.id}
             append(db, Act("vm.restore", f"vm {name}", detail))
 
-    def _found(self, db: Connection, point_id: str, role: Role) -> RowMapping:
-        """The row of a restore point whose VM the caller has the role for."""
-        query = select(restore_points).where(restore_points.c.id == point_id)
-        row = db.execute(query).mappings().first()
-        if row is None:
+    def _require_point(self, db: Connection, point_id: str) -> None:
+        """Refuse whoever may not change the VM of a restore point; whoever may not see it learns nothing."""
+        query = select(restore_points.c.vm_id).where(restore_points.c.id == point_id)
+        vm_id = db.scalar(query)
+        if vm_id is None:
             raise _missing(point_id)
         try:
-            self._access.find(db, "VM", row["vm_id"], role)
+            self._access.find(db, "VM", vm_id, Role.CONTRIBUTOR)
         except NotFound:
             raise _missing(point_id) from None
-        return row
 
     def _require(self, db: Connection, disk: RestoreDisk, scope: Scope) -> None:
         """Refuse to overwrite a disk, or make one again, that the caller may not change or make."""

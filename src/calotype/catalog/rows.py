@@ -38,11 +38,14 @@ def to_scope(row: Row) -> Scope:
     return Scope(row["subscription"], row["resource_group"])
 
 
-def plan_json(plan: PurchasePlan | None) -> dict[str, str] | None:
-    """A plan as the catalogue keeps it."""
-    if plan is None:
-        return None
+def plan_row(plan: PurchasePlan) -> dict[str, str]:
+    """The columns that say which plan."""
     return {"publisher": plan.publisher, "product": plan.product, "name": plan.name}
+
+
+def plan_json(plan: PurchasePlan | None) -> dict[str, str] | None:
+    """A plan as resources keep it."""
+    return None if plan is None else plan_row(plan)
 
 
 def to_plan(value: Row | None) -> PurchasePlan | None:

@@ -28,7 +28,7 @@ class Snapshots(Part):
 
         Raises:
             Conflict: the name is taken.
-            NotFound, Forbidden: the caller may not make resources there, or not read the disk.
+            NotFound, Forbidden: the caller may not make resources there, or not change the disk.
         """
         here = (disks.c.id == taken_of.id, disks.c.vm_id.is_not_distinct_from(taken_of.vm_id))
         same = disks.c.overlay.is_not_distinct_from(taken_of.overlay)
@@ -66,7 +66,8 @@ class Snapshots(Part):
             db.execute(delete(snapshots).where(snapshots.c.id == snapshot_id))
 
     def indexes(self) -> set[str]:
-        """Every Index that a snapshot refers to."""
+        """Every Index that a snapshot refers to: for housekeeping."""
+        self._access.require_all("see every disk")
         with self._read() as db:
             return set(db.scalars(select(snapshots.c.index).distinct()))
 
