@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.shelf import ACT, DAY, NOW, new_definition, new_gallery, new_version, new_vm, publish
 
-from calotype.catalog.versions import Change
+from calotype.catalog.versions import Change, Versions
 from calotype.engine.gallery import lifecycle, retention
 from calotype.engine.gallery import versions as publishing
+from calotype.engine.gallery.galleries import delete_definition
 from calotype.engine.gallery.retention import plan
 from calotype.errors import InvalidInput, NotFound
 from calotype.model import ImageDefinition, Lifecycle, OsState, OsType, Retention, Stage, Version
@@ -239,6 +240,47 @@ def test_what_became_good_or_used_meanwhile_stays(context, web, monkeypatch):
     assert not goes
     assert "last good version" in why
     assert numbers(context, web, deleted=True) == ["1.2.0"]
+
+
+def test_what_is_deleted_or_purged_meanwhile_does_not_end_the_run(context, web, monkeypatch):
+    planned = retention.plan
+
+    def plan_and_delete(*arguments):
+        decisions = planned(*arguments)
+        lifecycle.delete(context, "gal/web/1.3.0")
+        lifecycle.delete(context, "gal/web/1.2.0", purge=True)
+        return decisions
+
+    monkeypatch.setattr(retention, "plan", plan_and_delete)
+    (retained,) = retention.retain(context, "gal/web")
+    for number in ("1.3.0", "1.2.0"):
+        assert told(retained)[number] == (False, "it was deleted meanwhile")
+
+
+def test_what_is_purged_twice_at_once_is_told_by_one(context, web, monkeypatch):
+    for number in ("1.3.0", "1.2.0"):
+        lifecycle.delete(context, f"gal/web/{number}")
+        overdue(context, f"gal/web/{number}")
+    to_purge = Versions.to_purge
+
+    def to_purge_and_purge(*arguments):
+        found = to_purge(*arguments)
+        lifecycle.delete(context, "gal/web/1.3.0", purge=True)
+        return found
+
+    monkeypatch.setattr(Versions, "to_purge", to_purge_and_purge)
+    (retained,) = retention.retain(context, None)
+    assert retained.purged == ("gal/web/1.2.0",)
+
+
+def test_a_definition_that_is_deleted_meanwhile_has_nothing_to_retain(
+    context, gallery, web, monkeypatch
+):
+    new_definition(context, gallery, "gone")
+    listed = [*retention.every_definition(context)]
+    delete_definition(context, "gal/gone")
+    monkeypatch.setattr(retention, "every_definition", lambda _context: listed)
+    assert [one.definition for one in retention.retain(context, None)] == ["gal/web"]
 
 
 def test_a_version_below_a_revoked_ancestor_is_not_good(context, gallery):

@@ -5,6 +5,7 @@ Whether something may be done is decided inside the transaction that does it
 """
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -390,9 +391,10 @@ def purge_expired(context: Context, definition_id: str) -> tuple[str, ...]:
 
     purged, indexes = [], []
     for version in context.catalog.versions.to_purge(now, definition_id):
-        if context.catalog.versions.change(version.id, decide) is None:
-            purged.append(version.reference)
-            indexes += [disk.index for disk in version.image.disks]
+        with suppress(NotFound):  # another command purged it meanwhile
+            if context.catalog.versions.change(version.id, decide) is None:
+                purged.append(version.reference)
+                indexes += [disk.index for disk in version.image.disks]
     if purged:
         _drop(context, indexes)
     return tuple(purged)

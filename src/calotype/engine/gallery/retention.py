@@ -1,6 +1,7 @@
 """Which versions go by themselves: a plan without side effects, and the run that carries it out."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from typing import NamedTuple
 from calotype.engine import references
 from calotype.engine.context import Context
 from calotype.engine.gallery import lifecycle
-from calotype.errors import Conflict, InvalidInput
+from calotype.errors import Conflict, InvalidInput, NotFound
 from calotype.model import ImageDefinition, ImageVersion, Retention, Stage
 
 
@@ -127,9 +128,11 @@ def retain(context: Context, reference: str | None, *, dry_run: bool = False) ->
                 hint=f"calotype gallery image-definition update {name} --retain-versions 5",
             )
         return [_retain(context, definition, dry_run=dry_run)]
-    return [
-        _retain(context, definition, dry_run=dry_run) for definition in every_definition(context)
-    ]
+    found = []
+    for definition in every_definition(context):
+        with suppress(NotFound):  # another command deleted it meanwhile
+            found.append(_retain(context, definition, dry_run=dry_run))
+    return found
 
 
 def every_definition(context: Context) -> Iterator[ImageDefinition]:
@@ -157,6 +160,8 @@ def _carried_out(context: Context, decision: Decision) -> Decision:
         return decision
     try:
         done = lifecycle.delete(context, decision.version.id, verb="retain")
+    except NotFound:
+        return decision._replace(goes=False, why="it was deleted meanwhile")
     except Conflict as error:  # it became the last good one, or a VM was made of it, meanwhile
         return decision._replace(goes=False, why=error.message)
     return decision._replace(version=done.version)
