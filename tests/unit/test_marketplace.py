@@ -353,6 +353,21 @@ def test_an_update_asks_again(context, acme, disk):
     assert references.find(context, "acme:os:small").name == "acme:os:small:1.11.0"
 
 
+def test_what_publishers_said_takes_bounded_room(context, acme, disk, monkeypatch):
+    """What was fetched longest ago goes first."""
+    pages = context.home.market.glob("*.page")
+    (first,) = pages
+    monkeypatch.setattr(offers, "MAX_KEPT", 2 * first.stat().st_size)
+    os.utime(first, (1, 1))
+    for name in ("b", "c"):
+        url = market.put(acme, market.offer(acme, disk, publisher=name), path=f"/{name}.toml")
+        market.add(context, url, name=name)
+    kept = list(context.home.market.glob("*.page"))
+    assert first not in kept
+    assert 0 < sum(page.stat().st_size for page in kept) <= offers.MAX_KEPT
+    assert offers.load(context).find(Urn.parse("acme:os:small"))  # it is asked for again
+
+
 def test_an_update_says_what_failed_and_keeps_what_was(context, acme):
     gone_offline(context, acme)
     (failed,) = (u for u in offers.update(context) if u.name == "acme")

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -48,6 +49,8 @@ log = logging.getLogger("calotype.marketplace")
 
 #: Seconds for which what publishers said is not asked for again.
 FRESH = 3600.0
+#: Bytes of what they said that are kept, the newest.
+MAX_KEPT = 256 << 20
 _CLEARSIGNED = b"-----BEGIN PGP SIGNED MESSAGE-----"
 _T = TypeVar("_T")
 
@@ -314,13 +317,15 @@ class _Pages:
 
     def _kept(self, url: str, limit: int) -> bytes | None:
         path = self._path(url)
-        if not path.exists():
-            return None
-        stat = path.stat()
-        if not 0 <= time.time() - stat.st_mtime < self._age or stat.st_size > limit:
+        try:
+            stat = path.stat()
+            if not 0 <= time.time() - stat.st_mtime < self._age or stat.st_size > limit:
+                return None
+            data = path.read_bytes()
+        except FileNotFoundError:
             return None
         self.old = True
-        return path.read_bytes()
+        return data
 
     def _fetched(self, url: str, limit: int) -> bytes:
         if self._age == math.inf:
@@ -331,6 +336,21 @@ class _Pages:
         """Keep what was fetched; to be called when it was found to be good."""
         for url, data in self._new.items():
             write_private(self._path(url), data, durable=False)
+        if self._new:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what was fetched longest ago, where all of it takes too much room."""
+        kept: list[tuple[float, int, Path]] = []
+        for path in self._directory.glob("*.page"):
+            with suppress(FileNotFoundError):  # another command removes as well
+                stat = path.stat()
+                kept.append((stat.st_mtime, stat.st_size, path))
+        room = MAX_KEPT
+        for _time, size, path in sorted(kept, reverse=True):
+            room -= size
+            if room < 0:
+                path.unlink(missing_ok=True)
 
 
 def _asked(
