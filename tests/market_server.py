@@ -147,7 +147,7 @@ def opensuse(images: Mapping[str, bytes], signer: Signer) -> Layout:
         name = f"Leap-16.0-Minimal-VM.x86_64-Cloud-Build{label}.qcow2"
         sums = f"{_sha256(body)}  {name}\n".encode()
         layout |= {LEAP + name: body, f"{LEAP}{name}.sha256": sums}
-        layout[f"{LEAP}{name}.sha256.asc"] = signer.detached(sums)
+        layout[f"{LEAP}{name}.sha256.asc"] = signer.version3(sums)
         names += [name, f"{name}.sha256", f"{name}.sha256.asc"]
     return {LEAP: absolute(names, "./"), **layout}
 

@@ -52,6 +52,15 @@ class Signer:
         extra = _sub(3, struct.pack(">I", lifetime)) if lifetime else b""
         return self.signature(0x00, data, at, hashed, extra)
 
+    def version3(self, data: bytes, *, at: int = BORN + 1000) -> bytes:
+        """A detached signature as openSUSE's build service makes them: of version 3, in an armor."""
+        hashed = struct.pack(">BI", 0x00, at)
+        digest = hashlib.sha512(data + hashed).digest()
+        raw = self.secret.sign(digest)
+        body = b"\x03\x05" + hashed + bytes.fromhex(self.fingerprint)[-8:] + bytes([22, 10])
+        body += digest[:2] + _mpi(raw[:32]) + _mpi(raw[32:])
+        return armor("SIGNATURE", packet(2, body)).encode()
+
     def clear(self, data: bytes, *, at: int = BORN + 1000, hashed: str = "sha512") -> bytes:
         """Clearsigned; ``data`` is lines without trailing blanks."""
         lines = data.decode().removesuffix("\n").split("\n")

@@ -46,6 +46,14 @@ def test_a_detached_signature(signer):
     assert (vouched.text, vouched.fingerprint) == (b"sums\n", signer.fingerprint)
 
 
+def test_a_signature_of_the_old_version(signer, stranger):
+    vouched = detached(b"sums\n", signer.version3(b"sums\n"), [key(signer)], "SHA256SUMS")
+    assert (vouched.fingerprint, vouched.signed_at) == (signer.fingerprint, BORN + 1000)
+    for signature in (signer.version3(b"other\n"), stranger.version3(b"sums\n")):
+        with pytest.raises(Untrusted):
+            detached(b"sums\n", signature, [key(signer)], "SHA256SUMS")
+
+
 def test_any_of_several_keys(signer, stranger):
     data = stranger.clear(TEXT)
     assert (
