@@ -1,5 +1,6 @@
 """Packs behind mirrors that lie, break, restart or are gone: what comes out is right, or nothing does."""
 
+import os
 import random
 from types import SimpleNamespace
 
@@ -265,6 +266,29 @@ def test_a_spool_that_rotted_is_not_believed(tree, tmp_path):
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
     assert pulled(tree, opened(tree, [mirror], tmp_path)) == BODY
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        Listed(INDEXES + "ab" * 32, 1 << 55),
+        Listed("packs/" + "ab" * 32, 1 << 55, 0),
+        Listed("packs/" + "ab" * 32, 1 << 20, 100),
+        Listed("packs/" + "ab" * 32, 1 << 20, 1 << 20),
+        Listed("packs/" + "ab" * 32, 0, 1 << 20),
+    ],
+)
+def test_a_list_that_was_signed_and_cannot_be(tree, tmp_path, listed):
+    """Its sizes would be asked of the memory, or of negative places."""
+    with pytest.raises(Untrusted, match="with a size that cannot be"):
+        MirrorStore(three(tree), [listed], {}, spool=tmp_path / "spool", footers=tmp_path / "feet")
+
+
+def test_as_many_objects_as_there_are(tree, tmp_path):
+    """A descriptor for each would be all that a process may have."""
+    before = len(os.listdir("/proc/self/fd"))
+    assert pulled(tree, opened(tree, three(tree), tmp_path)) == BODY
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_only_what_is_listed_exists_and_nothing_is_written(tree, tmp_path):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Protocol
+from typing import BinaryIO, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 from blake3 import blake3
@@ -28,14 +28,16 @@ from calotype.errors import (
 )
 from calotype.store.index import PREFIX as INDEXES
 from calotype.store.objects import Bytes, ObjectWriter, Stored, missing, truncated
+from calotype.store.pack import HEADER, TRAILER, Pack, parse
 from calotype.store.pack import PREFIX as PACKS
-from calotype.store.pack import TRAILER, Pack, parse
 
 #: Seconds that a mirror rests after each failure in a row; after the last one it is given up.
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 #: What is asked for at once, in bytes: between these, and a small share of the whole, for what is on its way
 #: is lost when somebody is interrupted.
 _LEAST, _MOST, _SHARE = 256 << 10, 1 << 20, 1 / 256
+_LARGEST_ROOT = 160 << 20  # bytes; that of 2^22 regions is smaller
+_LEAST_FOOTER = 169  # bytes: of one chunk in one frame
 
 Digest = bytes
 
@@ -95,7 +97,6 @@ class _State:
     active: int = 0
     failures: int = 0  # in a row
     rested: float = 0.0  # when it may be asked again
-    reason: str = ""  # of the last failure
     lacks: set[str] = field(default_factory=set)
 
 
@@ -108,6 +109,9 @@ class MirrorStore:
         given: objects that are known without asking anybody.
         spool: a directory for what was fetched and verified.
         footers: a directory where footers stay, for those who come again.
+
+    Raises:
+        Untrusted: an object is listed with a size that it cannot have.
     """
 
     def __init__(
@@ -123,6 +127,8 @@ class MirrorStore:
     ) -> None:
         self._states = [_State(mirror, Use(mirror.name)) for mirror in mirrors]
         self._listed = {one.key: one for one in listed}
+        for one in self._listed.values():
+            _require_possible(one)
         self._given = dict(given)
         whole = sum(one.size for one in self._listed.values())
         self._request = min(max(_LEAST, int(whole * _SHARE)), _MOST)
@@ -245,8 +251,7 @@ class MirrorStore:
         return iter(sorted(Stored(k, n) for k, n in sizes.items() if k.startswith(prefix)))
 
     def close(self) -> None:
-        """Release the spool's files; they stay."""
-        self._spool.close()
+        """There is nothing to release."""
 
     # -- fetching
 
@@ -395,7 +400,6 @@ class _Spool:
         self._directory = directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._files: dict[str, int] = {}
         self._right: set[tuple[str, int]] = set()  # objects and the starts of pieces
         self.found = 0  # bytes of pieces that somebody had left here
 
@@ -403,7 +407,7 @@ class _Spool:
         """Whether the piece is here and right."""
         if (key, piece.start) in self._right:
             return True
-        data = os.pread(self._file(key), piece.end - piece.start, piece.start)
+        data = self.read(key, piece.start, piece.end - piece.start)
         if len(data) != piece.end - piece.start or blake3(data).digest() != piece.digest:
             return False
         with self._lock:
@@ -413,28 +417,22 @@ class _Spool:
 
     def write(self, key: str, piece: _Piece, data: bytes) -> None:
         """Keep a piece that is right."""
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._file(key), data[done:], piece.start + done)
+        with self._opened(key) as file:
+            file.seek(piece.start)
+            file.write(data)
         with self._lock:
             self._right.add((key, piece.start))
 
     def read(self, key: str, offset: int, length: int) -> bytes:
         """Bytes that are here."""
-        return os.pread(self._file(key), length, offset)
+        with self._opened(key) as file:
+            file.seek(offset)
+            return file.read(length)
 
-    def _file(self, key: str) -> int:
-        with self._lock:
-            if key not in self._files:
-                path = self._directory / key.replace("/", "-")
-                self._files[key] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            return self._files[key]
-
-    def close(self) -> None:
-        with self._lock:
-            for fd in self._files.values():
-                os.close(fd)
-            self._files.clear()
+    def _opened(self, key: str) -> BinaryIO:
+        """An object's file, opened for each need: there are more objects than descriptors."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        return os.fdopen(os.open(self._directory / key.replace("/", "-"), flags, 0o600), "r+b")
 
 
 def _requests(pieces: Sequence[_Piece], size: int) -> Iterator[Sequence[_Piece]]:
@@ -447,6 +445,18 @@ def _requests(pieces: Sequence[_Piece], size: int) -> Iterator[Sequence[_Piece]]
         run.append(piece)
     if run:
         yield run
+
+
+def _require_possible(one: Listed) -> None:
+    if one.key.startswith(INDEXES):
+        possible = one.size <= _LARGEST_ROOT
+    else:
+        possible = _LEAST_FOOTER <= one.footer <= one.size - TRAILER - len(HEADER)
+    if not possible:
+        raise Untrusted(
+            f"{one.key} is listed with a size that cannot be",
+            hint="tell the publisher; nothing of it was used",
+        )
 
 
 def _refuse(what: str) -> NoReturn:
