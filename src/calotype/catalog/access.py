@@ -88,10 +88,7 @@ class Access:
 
     def here(self, table: Table) -> ColumnElement[bool]:
         """The condition of being in the caller's group."""
-        scope = self.caller.scope
-        return and_(
-            table.c.subscription == scope.subscription, table.c.resource_group == scope.group
-        )
+        return in_group(table, self.caller.scope)
 
     def listed(self, db: Connection, table: Table) -> Select[Any]:
         """What the caller may see of a table's rows in its group, by name."""
@@ -239,6 +236,23 @@ class Access:
         """The caller's roles that are this one, or include it."""
         mine = role_assignments.c.principal == self.caller.principal
         return select(role_assignments).where(mine, role_assignments.c.role.in_(_INCLUDED_IN[role]))
+
+
+def in_group(table: Table, scope: Scope) -> ColumnElement[bool]:
+    """The condition of being in a group."""
+    return and_(table.c.subscription == scope.subscription, table.c.resource_group == scope.group)
+
+
+def require_name(db: Connection, kind: str, name: str, scope: Scope) -> None:
+    """Refuse a name that another resource of a ``kind`` (in :data:`RESOURCES`) has in a group.
+
+    Raises:
+        Conflict: it is taken.
+    """
+    table = RESOURCES[kind]
+    same = select(table.c.id).where(in_group(table, scope), table.c.name == name)
+    if db.scalar(same) is not None:
+        raise taken(kind, name)
 
 
 def missing(kind: str, name: str) -> NotFound:

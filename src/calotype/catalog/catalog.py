@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 
 from calotype.catalog import quotas, rows
-from calotype.catalog.access import HIDDEN, RESOURCES, Access, taken
+from calotype.catalog.access import HIDDEN, Access, require_name, taken
 from calotype.catalog.audit import Act, Audit, append
 from calotype.catalog.communities import Communities
 from calotype.catalog.community import Community
@@ -112,11 +112,10 @@ class Catalog:
             Forbidden: the caller may not make resources in its group.
             QuotaExceeded: the subscription has as many as it may have.
         """
-        scope, table = self.access.caller.scope, RESOURCES[kind]
+        scope = self.access.caller.scope
         with self._read() as db:
             self.access.require_in(db, Role.CONTRIBUTOR, scope, f"{kind} '{name}'")
-            if _one(db, table, name=name, **rows.scope_row(scope)) is not None:
-                raise taken(kind, name)
+            require_name(db, kind, name, scope)
             quotas.require(db, scope.subscription, {_COUNTED[kind]: 1})
 
     # -- images
@@ -551,8 +550,7 @@ class Catalog:
         self.access.require_in(db, Role.CONTRIBUTOR, disk.scope, f"disk '{disk.name}'")
         if disk.vm_id is not None:
             self.access.find(db, "VM", disk.vm_id, Role.CONTRIBUTOR)
-        if _one(db, disks, name=disk.name, **rows.scope_row(disk.scope)) is not None:
-            raise taken("disk", disk.name)
+        require_name(db, "disk", disk.name, disk.scope)
         db.execute(insert(disks), rows.disk_row(disk))
 
     def _refuse_second(self, db: Connection, image_id: str) -> None:

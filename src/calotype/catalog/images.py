@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from sqlalchemy import Connection, delete, func, insert, select
 
 from calotype.catalog import quotas, rows
-from calotype.catalog.access import taken
+from calotype.catalog.access import require_name
 from calotype.catalog.tables import descent, image_disks, images, lineage
 from calotype.model import Image, Shelf
 
@@ -20,11 +20,9 @@ def put_image(db: Connection, image: Image) -> None:
         Conflict: the name is taken.
         QuotaExceeded: its subscription may not have so much.
     """
-    row = rows.image_row(image)
-    here = [images.c[name] == row[name] for name in ("subscription", "resource_group", "name")]
-    if db.scalar(select(images.c.id).where(*here)) is not None:
-        raise taken("image", image.name)
+    require_name(db, "image", image.name, image.scope)
     quotas.charge(db, image.scope.subscription, quotas.of_image(image))
+    row = rows.image_row(image)
     db.execute(insert(images), row)
     db.execute(insert(image_disks), rows.image_disk_rows(image))
     kept = {key: row[key] for key in ("id", "name", "plan", "entitlement")}

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
+from calotype.catalog.access import in_group
 from calotype.catalog.audit import Act, append
 from calotype.catalog.part import Part
 from calotype.catalog.rows import scope_row, to_scope
@@ -143,8 +144,7 @@ def elsewhere(name: str) -> Conflict:
 
 
 def _free_name(db: Connection, wanted: str, scope: Scope) -> str:
-    here = (disks.c[column] == value for column, value in scope_row(scope).items())
-    taken = set(db.scalars(select(disks.c.name).where(*here)))
+    taken = set(db.scalars(select(disks.c.name).where(in_group(disks, scope))))
     candidates = (wanted, *(f"{wanted}-{number}" for number in range(2, len(taken) + 3)))
     return next(name for name in candidates if name not in taken)
 

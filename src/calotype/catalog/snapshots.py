@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select
 
 from calotype.catalog import rows
-from calotype.catalog.access import taken
+from calotype.catalog.access import require_name
 from calotype.catalog.part import Part
 from calotype.catalog.tables import disks, snapshots
 from calotype.model import Consistency, ManagedDisk, OsType, Role, Scope, Snapshot
@@ -73,9 +73,7 @@ class Snapshots(Part):
 
     def _require_free(self, db: Connection, name: str, scope: Scope) -> None:
         self._access.require_in(db, Role.CONTRIBUTOR, scope, f"snapshot '{name}'")
-        there = (snapshots.c[column] == value for column, value in rows.scope_row(scope).items())
-        if db.scalar(select(snapshots.c.id).where(snapshots.c.name == name, *there)):
-            raise taken("snapshot", name)
+        require_name(db, "snapshot", name, scope)
 
 
 def _row(snapshot: Snapshot) -> dict[str, Any]:
