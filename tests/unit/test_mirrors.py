@@ -196,6 +196,22 @@ def test_another_pack_in_the_place_of_one(tree, tmp_path):
     assert store.uses[0].lied
 
 
+def test_a_mirror_that_sends_more_than_it_was_asked_for(tree, tmp_path, monkeypatch):
+    liar, honest = three(tree)[:2]
+    real = liar.stream
+
+    def more(*asked):
+        yield from real(*asked)
+        yield from [b"x" * BLOCK] * 1000
+
+    monkeypatch.setattr(liar, "stream", more)
+    store = first_asked(tree, [liar, honest], tmp_path)
+    assert pulled(tree, store) == BODY
+    assert store.uses[0].lied
+    assert "more of" in str(store.uses[0].problem)
+    assert store.uses[0].bytes < whole(tree) + 10 * BLOCK
+
+
 def test_connections_that_break_go_on_where_they_were(tree, tmp_path):
     (mirror,) = three(tree)[:1]
     mirror.breaks = [300_000, 200_001, 5, 0, 123_456, 99_999]

@@ -4,7 +4,7 @@ Every case says what was wrong, and leaves what was seen before as it was: the h
 """
 
 import json
-from datetime import timedelta
+import shutil
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -127,8 +127,11 @@ def test_freeze_at_an_old_root(world):
 
 def test_a_state_that_ended_while_nobody_looked(world):
     """The mirror holds back everything: what was once right is shown for ever."""
-    world.shop.publish(NEWER, number=6, life={"timestamp": timedelta(seconds=1)})
-    world.shop.publish(NEWER, number=7, life={"timestamp": ENDED})
+    world.shop.publish(NEWER, number=6)
+    world.client().refresh()
+    world.shop.publish(NEWER, number=6, life={"timestamp": ENDED})  # time passes, here as there
+    timestamp = "metadata/timestamp.json"
+    shutil.copy(world.server.root / timestamp, world.root / "client" / timestamp)
     world.refused("has ended")
 
 
