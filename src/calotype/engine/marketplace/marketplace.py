@@ -102,9 +102,7 @@ def pull(context: Context, urn: Urn, *, force: bool = False, known: Offers | Non
     purchase.require_entitlement(context, offer.entitlement, f"'{offer.urn.base}'")
     if urn.version is not None and (here := _here(context, urn)) is not None:
         return Pulled(here, existed=True)
-    release = (
-        _latest(known, context, offer) if urn.version is None else _at(known, context, offer, urn)
-    )
+    release = _release(context, known, offer, urn.version)
     whole = replace(offer.urn, version=release.version)
     if (here := _here(context, whole)) is None:
         context.catalog.marketplace.require_puller()
@@ -132,18 +130,14 @@ def _newest_here(context: Context, urn: Urn) -> Image | None:
     return _here(context, replace(urn, version=versions[0])) if versions else None
 
 
-def _latest(known: Offers, context: Context, offer: Offer) -> Release:
-    for release in offers.releases(context, known, offer):
-        if not release.excluded:
+def _release(context: Context, known: Offers, offer: Offer, version: Version | None) -> Release:
+    for release in offers.releases(context, known, offer, version):
+        if version is not None or not release.excluded:
             return release
     raise NotFound(
         f"{offer.urn.base} has no version that may be the latest",
         hint=f"name one: calotype marketplace show {offer.urn.base} lists them",
     )
-
-
-def _at(known: Offers, context: Context, offer: Offer, urn: Urn) -> Release:
-    return offers.releases(context, known, offer, urn.version)[0]
 
 
 # -- what there is

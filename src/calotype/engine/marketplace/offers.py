@@ -39,7 +39,7 @@ from calotype.market import (
     products,
 )
 from calotype.market import keyring as keyrings
-from calotype.market import releases as ask
+from calotype.market import releases as published
 from calotype.market.catalogue import MAX_CATALOGUE
 from calotype.market.reader import CLEAR, Reader
 from calotype.model import MarketCatalog, Version
@@ -143,7 +143,7 @@ def releases(
 
     def question(pages: _Pages) -> list[Release]:
         who = f"publisher {offer.publisher}"
-        return _remembering(context, who, lambda seen: ask(offer, pages, at, seen=seen))
+        return _remembering(context, who, lambda seen: published(offer, pages, at, seen=seen))
 
     with context.progress.phase(f"asking {offer.publisher}"):
         return _asked(context, offers.allowed(offer), question, age=FRESH)
