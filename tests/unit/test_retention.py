@@ -113,7 +113,7 @@ def test_what_is_used_protected_or_new_stays(given_, policy):
     gone = going(versions, policy, in_use)
     good = sorted((v.version for v in versions if v.eligible), reverse=True)
     for version in versions:
-        if version.id in in_use or lifecycle.blocks(version, NOW):
+        if version.id in in_use or lifecycle.protected_until(version, NOW):
             assert version.id not in gone
         if policy.keep is not None and version.version in good[: policy.keep]:
             assert version.id not in gone

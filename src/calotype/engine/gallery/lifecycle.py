@@ -7,7 +7,7 @@ Whether something may be done is decided inside the transaction that does it
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from calotype.catalog import Act
@@ -21,8 +21,8 @@ from calotype.model import Image, ImageVersion, Lifecycle, Shelf, Stage
 if TYPE_CHECKING:
     from calotype.engine.boot.bootreport import BootReport
 
-#: What the audit, and the command, call it when a version comes into a state.
-VERBS = {
+#: What the audit calls it when a version comes into a state.
+_VERBS = {
     Lifecycle.ACTIVE: "activate",
     Lifecycle.DEPRECATED: "deprecate",
     Lifecycle.OBSOLETE: "obsolete",
@@ -166,31 +166,28 @@ def promote(
     if revoked is not None and revoked.id != version.id:
         raise _revoked(version.image, revoked)
 
-    def check(standing: Standing) -> None:
-        _require_active(standing.version)
-
     def decide(standing: Standing) -> Change | None:
-        now = standing.version
-        _require_active(now)
-        staged, image = now.image.stage is Stage.STAGED, now.image
+        _require_active(standing)
+        now, image = standing.version, standing.version.image
+        staged = image.stage is Stage.STAGED
+        if not staged and not now.exclude_from_latest:
+            return None
         if staged and not untested:
             raise Conflict(
                 f"'{now.reference}' was made staged again by another test", hint="test it again"
             )
         if staged:
             image = noted(replace(image, stage=Stage.PROMOTED), "promoted without a boot test")
-        if not staged and not now.exclude_from_latest:
-            return None
         detail = {"untested": staged, "included": now.exclude_from_latest}
         promoted = replace(now, image=image, exclude_from_latest=False)
         return Change(promoted, _act("promote", now, **detail))
 
     versions = context.catalog.versions
-    versions.change(version.id, check)  # minutes before the test would tell
+    versions.change(version.id, _require_active)  # minutes before the test would tell
     report = None
     if version.image.stage is Stage.STAGED and not untested:
         report = _tested(context, version, clones, timeout)
-    return Promotion(_there(versions.change(version.id, decide)), report)
+    return Promotion(there(versions.change(version.id, decide)), report)
 
 
 def roll_back(context: Context, reference: str, to: str | None = None) -> RolledBack:
@@ -260,9 +257,9 @@ def turn(
             _require_alive(now)
         to = replace(now, state=state, replacement=replacement, reason=reason)
         detail = {"replacement": replacement, "reason": reason}
-        return None if to == now else Change(to, _act(VERBS[state], now, **detail))
+        return None if to == now else Change(to, _act(_VERBS[state], now, **detail))
 
-    turned = _there(context.catalog.versions.change(version.id, decide))
+    turned = there(context.catalog.versions.change(version.id, decide))
     return Turned(turned, tuple(_consequences(context, turned)))
 
 
@@ -348,7 +345,7 @@ def delete(
         before = standing.version
         if before.deleted_at is not None:
             return Change(None, _act("purge", before)) if purge else None
-        require_deletable(standing, now, force=force)
+        _require_deletable(standing, now, force=force)
         detail = {"forced": force, "vms": list(standing.users), "purged": purge or not days}
         act = _act(verb, before, **detail)
         if purge or not days:
@@ -376,7 +373,7 @@ def undelete(context: Context, reference: str) -> ImageVersion:
             return None
         return Change(replace(now, deleted_at=None, purge_at=None), _act("undelete", now))
 
-    return _there(context.catalog.versions.change(version.id, decide))
+    return there(context.catalog.versions.change(version.id, decide))
 
 
 def purge_expired(context: Context, definition_id: str) -> tuple[str, ...]:
@@ -408,18 +405,13 @@ def _drop(context: Context, indexes: Collection[str]) -> None:
     replication.clean(context)
 
 
-def require_deletable(standing: Standing, now: datetime, *, force: bool) -> None:
-    """Refuse to delete what must stay; ``force`` overrules that it is used, or the last good one.
-
-    Raises:
-        Conflict: VMs were made of it.
-        NotAllowed: it is the last good one, or protected until it is over.
-    """
+def _require_deletable(standing: Standing, now: datetime, *, force: bool) -> None:
+    """Refuse to delete what must stay; ``force`` overrules that it is used, or the last good one."""
     version = standing.version
     owner, _, _ = version.reference.rpartition("/")
-    if blocks(version, now):
+    if (day := protected_until(version, now)) is not None:
         raise NotAllowed(
-            f"'{version.reference}' cannot be deleted before its end of life, {_day(version)}",
+            f"'{version.reference}' cannot be deleted before its end of life, {day}",
             hint=f"wait until then; or take that back: {_COMMAND} update {version.reference} "
             "--no-block-deletion-before-end-of-life",
         )
@@ -436,14 +428,12 @@ def require_deletable(standing: Standing, now: datetime, *, force: bool) -> None
         )
 
 
-def blocks(version: ImageVersion, now: datetime) -> bool:
-    """Whether a version must not be deleted yet."""
+def protected_until(version: ImageVersion, now: datetime) -> date | None:
+    """The day of the end of life before which a version must not be deleted; ``None``: it may be."""
     ends = version.end_of_life
-    return version.block_deletion_before_end_of_life and (ends is None or ends > now)
-
-
-def _day(version: ImageVersion) -> str:
-    return str(version.end_of_life.date()) if version.end_of_life else "which nobody has set yet"
+    if not version.block_deletion_before_end_of_life or ends is None or ends <= now:
+        return None
+    return ends.date()
 
 
 # -- what all of them need
@@ -470,7 +460,8 @@ def _require_alive(version: ImageVersion) -> None:
         )
 
 
-def _require_active(version: ImageVersion) -> None:
+def _require_active(standing: Standing) -> None:
+    version = standing.version
     _require_alive(version)
     if version.state is not Lifecycle.ACTIVE:
         raise NotAllowed(
@@ -479,7 +470,7 @@ def _require_active(version: ImageVersion) -> None:
         )
 
 
-def _there(version: ImageVersion | None) -> ImageVersion:
+def there(version: ImageVersion | None) -> ImageVersion:
     """A version after a change that does not purge."""
     assert version is not None  # noqa: S101 (for the type checker)
     return version

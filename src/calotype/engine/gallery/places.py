@@ -182,17 +182,19 @@ class InGallery:
     def _unlike(self, what: str, said: str, name: str, is_: str, option: str) -> InvalidInput:
         return InvalidInput(
             f"the {what} of image definition '{self.owner}' is {said}, and '{name}' is {is_}",
-            hint="make a definition for it: calotype gallery image-definition create "
-            f"{self.definition.gallery}/NAME {option} {is_} …",
+            hint=self._another(f"{option} {is_}"),
+        )
+
+    def _another(self, options: str) -> str:
+        return (
+            "make a definition for it: calotype gallery image-definition create "
+            f"{self.definition.gallery}/NAME {options} …"
         )
 
     def _cure(self, image: Image) -> str:
         """How to come by an image in the state that the definition wants."""
         if self.definition.os_state is OsState.SPECIALIZED:
-            return (
-                f"make a definition for it: calotype gallery image-definition create "
-                f"{self.definition.gallery}/NAME --os-state Generalized …"
-            )
+            return self._another("--os-state Generalized")
         if image.os_type is OsType.WINDOWS:
             return (
                 "let Sysprep run in a VM of it: calotype vm generalize VM, then image-version create "

@@ -48,8 +48,8 @@ def plan(
         now: when it is.
         in_use: the names of VMs by the id of the version that they were made of.
     """
-    alive = sorted((v for v in versions if v.deleted_at is None), key=lambda v: v.version)[::-1]
-    last = last_good(alive, now)
+    alive = sorted(versions, key=lambda v: v.version, reverse=True)
+    last = _last_good(alive, now)
     decisions, good_above = [], 0
     for version in alive:
         why = _protected(version, now, in_use, last) or _kept(version, policy, now, good_above)
@@ -58,17 +58,19 @@ def plan(
     return decisions
 
 
-def last_good(versions: Collection[ImageVersion], now: datetime) -> set[str]:
-    """The ids of versions that are the latest anywhere; where all are over, of the highest good one."""
-    good = sorted((v for v in versions if v.eligible), key=lambda v: v.version)
+def _last_good(versions: Sequence[ImageVersion], now: datetime) -> set[str]:
+    """The ids of versions that are the latest anywhere; where all are over, of the highest good one.
+
+    ``versions``: the highest first.
+    """
+    good = [v for v in versions if v.eligible]
     current = [v for v in good if v.end_of_life is None or v.end_of_life > now]
     regions = {None, *(region for v in good for region in v.excluded_regions)}
-    latest = {
-        max(there, key=lambda v: v.version).id
-        for region in regions
-        if (there := [v for v in current if region not in v.excluded_regions])
-    }
-    return latest or {v.id for v in good[-1:]}
+    latest: set[str] = set()
+    for region in regions:
+        there = [v.id for v in current if region not in v.excluded_regions]
+        latest.update(there[:1])
+    return latest or {v.id for v in good[:1]}
 
 
 def _protected(
@@ -82,9 +84,8 @@ def _protected(
         return "the last good one"
     if users := in_use.get(version.id):
         return f"VMs use it: {', '.join(users)}"
-    if lifecycle.blocks(version, now):
-        ends = version.end_of_life
-        return f"protected until its end of life, {ends.date() if ends else 'which is not set'}"
+    if (day := lifecycle.protected_until(version, now)) is not None:
+        return f"protected until its end of life, {day}"
     return None
 
 

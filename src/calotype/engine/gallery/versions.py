@@ -259,8 +259,7 @@ def update_version(context: Context, reference: str, **changes: Any) -> ImageVer
         detail = {"image": found.id, "changed": sorted(changes)}
         return Change(changed, Act("version.update", f"image version {found.reference}", detail))
 
-    changed = context.catalog.versions.change(found.id, decide)
-    assert changed is not None  # noqa: S101 (it is not deleted here; for the type checker)
+    changed = lifecycle.there(context.catalog.versions.change(found.id, decide))
     if changed.excluded_regions:
         from calotype.engine.gallery import replication  # noqa: PLC0415 (few versions are barred from regions)
 
