@@ -188,6 +188,20 @@ def test_what_is_one_machine_is_not_published(context, web, archive, boots):
     assert len(boots.tested) == 1
 
 
+def test_what_nobody_can_look_into_is_not_published(context, web, boots, monkeypatch):
+    unknown = SimpleNamespace(proof=SimpleNamespace(verdict=Verdict.UNKNOWN))
+    module = "calotype.engine.marketplace.rebuild"
+    monkeypatch.setattr(f"{module}.verify_image", lambda *_: unknown)
+    told = one(context)
+    assert (told.outcome, told.problem, told.hint) == (
+        Outcome.FAILED,
+        "what was built is unknown, not generalized",
+        "calotype image verify gal/web/1.0.0 says why",
+    )
+    assert context.catalog.versions.list(web.id)[0].image.stage is Stage.STAGED
+    assert boots.tested == []
+
+
 def test_a_failed_boot_test_leaves_the_version_staged_until_the_next_rebuild(context, web, boots):
     boots.passed = False
     told = one(context)
