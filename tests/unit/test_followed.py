@@ -359,6 +359,39 @@ def test_revocation_travels(follower, publisher, tree, name):
         require_usable(follower, one)
 
 
+def test_a_revocation_travels_to_what_was_made_of_the_version(
+    tmp_path, follower, publisher, mirror, tree, name
+):
+    a_version(publisher, "2.0.0", source="gal/web/1.9.0")
+    public_tree.export(publisher, str(tree))
+    followed.update(follower, "contoso")
+    image = community.find(follower, name, "web", Version(2, 0, 0))
+    require_usable(follower, image)
+    turn(publisher, "gal/web/1.9.0", Lifecycle.REVOKED, reason="its kernel has a hole")
+    with pytest.raises(NotFound):
+        community.find(publisher, name, "web", Version(2, 0, 0))
+    public_tree.export(publisher, str(tree))
+    followed.update(follower, "contoso")
+    with pytest.raises(NotAllowed, match="what it was made of was revoked"):
+        require_usable(follower, image)
+    other = new_home(tmp_path, "other")
+    followed.add(other, mirror.url, name="c", allow=LOOPBACK)
+    with pytest.raises(NotAllowed, match="revoked"):
+        community.find(other, name, "web", Version(2, 0, 0))
+    other.close()
+
+
+def test_a_long_lineage_is_told_as_far_as_a_tree_can(monkeypatch, follower, publisher, tree, name):
+    monkeypatch.setattr(form, "ANCESTORS", 2)
+    for number in range(3):
+        source = f"gal/web/{f'2.0.{number - 1}' if number else '1.9.0'}"
+        a_version(publisher, f"2.0.{number}", source=source)
+    public_tree.export(publisher, str(tree))
+    followed.update(follower, "contoso")
+    shown = community.show(follower, f"community/{name}/web/2.0.2")
+    assert [r.rsplit("/", 1)[1] for r in shown.descends_from] == ["2.0.1", "2.0.0"]
+
+
 def test_what_is_obsolete_makes_no_vms_and_is_not_pulled(tmp_path, follower, publisher, tree, name):
     image = community.find(follower, name, "web")
     a_version(publisher, "1.10.0", content=BODY[MIB:])

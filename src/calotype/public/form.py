@@ -32,6 +32,7 @@ from calotype.model import (
 MAX_GALLERY = 32 << 20
 MAX_PACKS = 256 << 20
 MAX_REPORT = 64 << 20
+ANCESTORS = 64  # that a version names
 
 PACKS = "packs.json"  # the target that lists the repository's objects
 _GALLERIES = "galleries/"
@@ -81,7 +82,7 @@ class PublishedVersion(Struct, frozen=True, rename="camel", omit_defaults=True, 
     report: _Hex | None = None  # SHA-256 of the evidence report, a target
     plan: Plan | None = None
     entitlement: _Line | None = None
-    descends_from: Annotated[tuple[_Line, ...], Meta(max_length=64)] = ()
+    descends_from: Annotated[tuple[_Line, ...], Meta(max_length=ANCESTORS)] = ()  # nearest first
 
     @property
     def number(self) -> Version:

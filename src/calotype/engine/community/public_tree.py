@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +23,7 @@ from calotype.engine.community.publisher import Publisher
 from calotype.engine.context import Context
 from calotype.engine.proof.evidence import find_evidence
 from calotype.errors import Conflict, NotFound, ReportRefused, Untrusted
-from calotype.model import Gallery, Image, ImageDefinition, ImageVersion, Range
+from calotype.model import Gallery, Image, ImageDefinition, ImageVersion, Lifecycle, Range, Stage
 from calotype.public import form, metadata
 from calotype.public.domain import COMMUNITY
 from calotype.public.form import Definition, Disk, GalleryDocument, PacksDocument, PublishedVersion
@@ -45,6 +45,7 @@ _SNAPSHOT = "snapshot.json"  # the newest one, for those who renew the timestamp
 _MANAGED = (PACKS, INDEXES, METADATA, metadata.TARGETS)
 _ROOTS = re.compile(rf"{METADATA}[0-9]+\.root\.json")
 _SOON = timedelta(days=60)
+_INHERITED = "what it was made of was revoked"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,7 +262,7 @@ class _Tree:
             report=self._report(image, documents) if usable else None,
             plan=form.plan_of(image.plan),
             entitlement=image.entitlement,
-            descends_from=community.public_lineage(self._context, image),
+            descends_from=community.public_lineage(self._context, image)[: form.ANCESTORS],
         )
 
     def _report(self, image: Image, documents: dict[str, bytes]) -> str | None:
@@ -440,6 +441,12 @@ def _versions(context: Context, definition: ImageDefinition) -> Iterator[ImageVe
     for version in context.system.versions.each(definition.id):
         if not version.state.usable or community.is_offered(context, definition, version):
             yield version
+        elif _was_public(version) and context.system.lineage.revocation(version.id) is not None:
+            yield replace(version, state=Lifecycle.REVOKED, reason=_INHERITED)
+
+
+def _was_public(version: ImageVersion) -> bool:
+    return version.deleted_at is None and version.image.stage is Stage.PROMOTED
 
 
 def _warnings(publisher: Publisher) -> Iterator[str]:
