@@ -63,6 +63,15 @@ def test_a_subscription_is_made_once_and_named_as_no_other_thing(context):
     assert [found.name for found in subscriptions.list_all(context)] == ["default"]
 
 
+def test_a_subscription_is_found_in_any_spelling(context):
+    dev = subscriptions.create(context, "Dev")
+    for spelling in ("Dev", "dev", "DEV", dev.id, dev.id.upper()):
+        assert subscriptions.show(context, spelling).subscription == dev
+        assert subscriptions.caller(context, None, spelling, None).scope.subscription == dev.id
+    with pytest.raises(Conflict, match="exists already"):
+        subscriptions.create(context, "DEV")
+
+
 def test_names_are_of_their_group_and_their_subscription(context):
     dev = subscriptions.create(context, "dev").id
     places = [Scope(), Scope(DEFAULT_SUBSCRIPTION, "web"), Scope(dev)]

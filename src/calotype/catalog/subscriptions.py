@@ -131,8 +131,9 @@ class Subscriptions(Part):
 
     def _found(self, db: Connection, name_or_id: str) -> dict[str, Any]:
         """The row of that id, or of that name."""
-        for column in (subscriptions.c.id, subscriptions.c.name):
-            row = db.execute(select(subscriptions).where(column == name_or_id)).mappings().first()
+        found = (subscriptions.c.id == name_or_id.lower(), subscriptions.c.name == name_or_id)
+        for condition in found:
+            row = db.execute(select(subscriptions).where(condition)).mappings().first()
             if row is not None and self._access.belongs(db, row["id"]):
                 return dict(row)
         raise missing("subscription", name_or_id)

@@ -327,7 +327,7 @@ subscriptions = Table(
     "subscriptions",
     metadata,
     Column("id", String(36), primary_key=True),
-    Column("name", String(64), nullable=False, unique=True),
+    Column("name", String(64, _CASELESS), nullable=False, unique=True),
     Column("created_at", Instant, nullable=False),
 )
 

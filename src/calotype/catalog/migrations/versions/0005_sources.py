@@ -135,7 +135,7 @@ def _create() -> None:
     op.create_table(
         "subscriptions",
         sa.Column("id", sa.String(length=36), nullable=False),
-        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=64, collation="NOCASE"), nullable=False),
         sa.Column("created_at", sa.DateTime, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_subscriptions"),
         sa.UniqueConstraint("name", name="uq_subscriptions_name"),
