@@ -209,7 +209,10 @@ def test_words_that_do_not_fit(context, web, three):
     ref = three[0].reference
     refusal(InvalidInput, lifecycle.turn, context, ref, Lifecycle.ACTIVE, reason="why")
     refusal(InvalidInput, lifecycle.turn, context, ref, Lifecycle.OBSOLETE, reason="a\x1b[31m")
-    refusal(InvalidInput, lifecycle.turn, context, ref, Lifecycle.OBSOLETE, reason="x" * 1001)
+    _, hint = refusal(
+        InvalidInput, lifecycle.turn, context, ref, Lifecycle.OBSOLETE, reason="x" * 1001
+    )
+    assert hint
     message, _ = refusal(
         InvalidInput, lifecycle.turn, context, ref, Lifecycle.OBSOLETE, replacement=ref
     )
@@ -450,6 +453,16 @@ def test_deleted_and_back(context, web, three):
     assert lifecycle.undelete(context, ref) == three[0]
     assert lifecycle.undelete(context, ref) == three[0]
     assert acts(context) == ["version.undelete", "version.delete"]
+
+
+def test_what_came_back_meanwhile_is_not_purged(context, web, three, monkeypatch):
+    ref = REF.format("1.8.0")
+    overdue = lifecycle.delete(context, ref).version
+    monkeypatch.setattr(type(context.catalog.versions), "to_purge", lambda *_: [overdue])
+    assert lifecycle.purge_expired(context, web.id) == ()  # deleted anew: it has a week again
+    lifecycle.undelete(context, ref)
+    assert lifecycle.purge_expired(context, web.id) == ()
+    assert context.catalog.versions.get(web.id, overdue.version) == three[0]
 
 
 def test_purged_at_once(context, web, three, gallery):
