@@ -1,7 +1,7 @@
 """Galleries and image definitions: made, changed, shared, deleted. Names and limits are Azure's."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from calotype.model import (
     Role,
     Sharing,
 )
+from calotype.units import human_size
 
 #: Properties of a definition that never change -> why.
 IMMUTABLE: Mapping[str, str] = {
@@ -293,8 +294,8 @@ def _check(definition: ImageDefinition, given: Collection[str]) -> None:
         _text(text, getattr(definition, text))
     for uri in {"privacy_uri", "release_notes_uri"} & set(given):
         _require_uri(uri, getattr(definition, uri))
-    _require_range("vCPUs", definition.vcpus)
-    _require_range("memory", definition.memory)
+    _require_range("vCPUs", definition.vcpus, str)
+    _require_range("memory", definition.memory, human_size)
     names.vm_size(definition.vcpus.min, definition.memory.min)
     names.vm_size(definition.vcpus.max, definition.memory.max)
     require_tags(definition.features, "features")
@@ -331,10 +332,11 @@ def _require_uri(name: str, text: str | None) -> None:
         raise InvalidInput(f"{_words(name)}: '{text}' is no URL", hint="https://…")
 
 
-def _require_range(what: str, wanted: Range) -> None:
+def _require_range(what: str, wanted: Range, shown: Callable[[int], str]) -> None:
     if wanted.min is not None and wanted.max is not None and wanted.min > wanted.max:
         raise InvalidInput(
-            f"recommended {what}: the least is {wanted.min}, and the most {wanted.max}"
+            f"recommended {what}: the least is {shown(wanted.min)}, and the most {shown(wanted.max)}",
+            hint="swap them, or name only one",
         )
 
 

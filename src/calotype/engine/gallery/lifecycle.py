@@ -267,7 +267,9 @@ def _check_words(state: Lifecycle, replacement: str | None, reason: str | None) 
     if state is Lifecycle.ACTIVE and (replacement or reason):
         raise InvalidInput("an active version has no replacement", hint="leave both out")
     if reason is not None and not (0 < len(reason) <= _REASON and reason.isprintable()):
-        raise InvalidInput(f"a reason is a line of at most {_REASON} characters")
+        raise InvalidInput(
+            f"a reason is a line of at most {_REASON} characters", hint="say the rest elsewhere"
+        )
 
 
 def _check_replacement(context: Context, version: ImageVersion, replacement: str) -> None:
