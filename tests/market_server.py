@@ -237,12 +237,10 @@ def incus(
         root = f"images/debian/bookworm/amd64/cloud/{label}/"
         meta = b"metadata of " + label.encode()
         layout |= {f"{INCUS}{root}disk.qcow2": body, f"{INCUS}{root}incus.tar.xz": meta}
-        described = _item("incus.tar.xz", f"{root}incus.tar.xz", meta)
-        described["combined_disk-kvm-img_sha256"] = _sha256(meta + body)
         versions[label] = {
             "items": {
                 "disk.qcow2": _item("disk-kvm.img", f"{root}disk.qcow2", body),
-                "incus.tar.xz": described,
+                "incus.tar.xz": _item("incus.tar.xz", f"{root}incus.tar.xz", meta),
                 "root.squashfs": _item("squashfs", f"{root}rootfs.squashfs", b"squash"),
                 "a.vcdiff": _item("disk-kvm.img.vcdiff", f"{root}delta-a.vcdiff", b"a"),
                 "b.vcdiff": _item("disk-kvm.img.vcdiff", f"{root}delta-b.vcdiff", b"b"),

@@ -181,11 +181,9 @@ class Release(Struct, frozen=True, kw_only=True):
         os_disk: the file of the OS disk, maybe compressed; ``None`` where a recipe builds it.
         format: of the OS disk: ``qcow2``, ``raw``, ``vhd``, ``vhdx``, ``vmdk`` or ``iso``.
         data_disks: the files of its data disks by LUN, of the same format.
-        others: further files that the publisher counts as this version.
         recipe: that builds it here.
         signed_by: fingerprint of the key whose signature vouches for the digests; ``None``: nobody's.
         excluded: it is never the latest.
-        facts: further things that the index says of it.
     """
 
     version: Version
@@ -193,8 +191,6 @@ class Release(Struct, frozen=True, kw_only=True):
     os_disk: File | None = None
     format: str = "raw"
     data_disks: dict[int, File] = {}
-    others: tuple[File, ...] = ()
     recipe: str | None = None
     signed_by: str | None = None
     excluded: bool = False
-    facts: dict[str, str] = {}

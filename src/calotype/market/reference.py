@@ -136,8 +136,8 @@ _FIELDS: Mapping[type[Struct], Mapping[str, str]] = {
     Checksums: {
         "url": "of a file in the style of `sha256sum` or of BSD (SHA-256, SHA-512). With `{version}` there "
         "is one for each version, and the page of the directory above lists them",
-        "name": "of an image, with `{version}` (and `{revision}`, where the scheme has one). If only `url` has "
-        "it, the signature does not say of which version it is",
+        "name": "of an image, with `{version}` (and `{revision}`, where the scheme has one). If only `url` "
+        "has it, the signature does not say of which version it is",
         "versions": "a scheme; above",
         "listing": "where versions are looked for instead: a URL with `{version}`",
         "images": "the directory of the images, if it is another than the file's",

@@ -22,7 +22,6 @@ _MAX_VERSIONS = 10_000
 _MAX_FILES = 4  # that say they have one product
 _PART = re.compile(r"[A-Za-z0-9._:+~@=-]{1,255}")
 _DATA_TYPE = "image-downloads"
-_DESCRIPTION = "incus.tar.xz"  # of an image, for Incus; its disk stands beside it
 
 Table = Mapping[str, Any]
 
@@ -102,25 +101,25 @@ class Index:
         return self._root + "/".join(quote(part, safe=":+~@=") for part in parts)
 
     def _elsewhere(self, url: str) -> str:
-        try:
-            parts = urlsplit(url)
-            host = parts.netloc
-        except ValueError:
-            host = ""
-        own = urlsplit(self._root)
-        plain = (
-            re.fullmatch(r"[!-~]+", url) and not (parts.query or parts.fragment) if host else False
-        )
-        if (
-            not plain
-            or parts.scheme not in {own.scheme, "https"}
-            or host not in {own.netloc, *self._hosts}
-        ):
+        if not self._allowed(url):
             raise InvalidInput(
                 f"the index leads to {one_line(url, 200)}, which its record does not allow",
                 hint="if the publisher means it, name the host under hosts in a catalogue of your own",
             )
         return url
+
+    def _allowed(self, url: str) -> bool:
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            return False
+        own = urlsplit(self._root)
+        return (
+            re.fullmatch(r"[!-~]+", url) is not None
+            and not (parts.query or parts.fragment)
+            and parts.scheme in {own.scheme, "https"}
+            and parts.netloc in {own.netloc, *self._hosts}
+        )
 
 
 class _Versions:
@@ -136,49 +135,30 @@ class _Versions:
         if len(versions) > _MAX_VERSIONS:
             raise _wrong(f"a product has more than {_MAX_VERSIONS} versions")
         scheme = self._source.versions or _scheme(versions)
-        facts = {
-            name: one_line(product[name], 200)
-            for name in ("os", "release", "release_title", "variant", "arch", "support_eol")
-            if isinstance(product.get(name), str)
-        }
         for label, version in versions.items():
             number = scheme.read(label) if scheme else None
             if number is None:
                 continue
-            items = _table(_table(version, "a version").get("items"), "items")
-            disk, others, combined = self._files(items)
+            disk = self._disk(_table(_table(version, "a version").get("items"), "items"))
             if disk is not None:
                 yield Release(
                     version=number,
                     label=label,
                     os_disk=disk,
                     format=_format(disk.name),
-                    others=others,
                     signed_by=signer,
-                    facts=facts | combined,
                 )
 
-    def _files(self, items: Table) -> tuple[File | None, tuple[File, ...], dict[str, str]]:
-        """The OS disk of a version; Incus's description of it, and the digest of the two together."""
-        wanted = {*self._source.items, _DESCRIPTION}
-        by_kind: dict[str, Table] = {}
-        for value in items.values():
-            item = _table(value, "an item")
-            kind = item.get("ftype")
-            if not isinstance(kind, str) or kind not in wanted:
-                continue
-            if by_kind.setdefault(kind, item) is not item:
-                raise _wrong(f"a version has two items of the kind '{one_line(kind, 40)}'")
-        chosen = next((kind for kind in self._source.items if kind in by_kind), None)
-        if chosen is None:
-            return None, (), {}
-        disk = self._file(by_kind[chosen])
-        described = by_kind.get(_DESCRIPTION)
-        if described is None:
-            return disk, (), {}
-        combined = described.get(f"combined_{chosen.replace('.', '-')}_sha256")
-        known = isinstance(combined, str) and re.fullmatch(r"[0-9a-f]{64}", combined)
-        return disk, (self._file(described),), {"combined_sha256": str(combined)} if known else {}
+    def _disk(self, items: Table) -> File | None:
+        """The OS disk of a version: of the kinds that are one, the best."""
+        tables = [_table(value, "an item") for value in items.values()]
+        for kind in self._source.items:
+            match [item for item in tables if item.get("ftype") == kind]:
+                case [item]:
+                    return self._file(item)
+                case [_, _, *_]:
+                    raise _wrong(f"a version has two items of the kind '{one_line(kind, 40)}'")
+        return None
 
     def _file(self, item: Table) -> File:
         url = self._index.url(item.get("path"))
