@@ -12,7 +12,6 @@ from calotype.errors import Conflict, InvalidInput, NotFound
 from calotype.market.check import require_key, require_offer
 from calotype.market.offer import Checksums, Key, Offer, SimpleStreams
 from calotype.market.urn import Urn
-from calotype.model import Architecture, OsType
 from calotype.strict import require_shallow
 from calotype.units import one_line
 
@@ -91,8 +90,6 @@ class Catalogue:
         publisher: str | None = None,
         offer: str | None = None,
         sku: str | None = None,
-        os_type: OsType | None = None,
-        architecture: Architecture | None = None,
     ) -> list[Offer]:
         """The offers in which every one of ``words`` occurs, and that are of what else is asked for."""
         wanted = {"publisher": publisher, "offer": offer, "sku": sku}
@@ -100,8 +97,6 @@ class Catalogue:
             found
             for found in self.offers
             if all(text is None or getattr(found, f) == text.lower() for f, text in wanted.items())
-            and os_type in (None, found.os_type)
-            and architecture in (None, found.architecture)
             and all(word.lower() in _text(found) for word in words)
         ]
 
