@@ -14,7 +14,7 @@ from tests.shop import ENDED, Shop, fresh
 
 from calotype.engine.community.mirror import HttpMirror
 from calotype.engine.community.trusted import Tree
-from calotype.errors import NotFound, StoreUnavailable, Untrusted
+from calotype.errors import NotFound, StoreUnavailable, ToolFailed, Untrusted
 from calotype.public import form, metadata
 
 LOOPBACK = ["127.0.0.0/8"]
@@ -343,6 +343,20 @@ def test_one_honest_mirror_is_enough(world, tmp_path):
         assert len(client.passed_over) >= 2
         assert evil.url in client.passed_over[0]
         assert "503" in client.passed_over[1]
+
+
+def test_a_mirror_that_leads_inside_our_network_is_passed_over(world):
+    """What redirects to an address that nobody may reach is a mirror's problem, and no end of the work."""
+    world.shop.publish(NEWER, number=6)
+    inside = HttpMirror(world.server.url)
+    with pytest.raises(ToolFailed, match="not public"):
+        next(inside.stream("packs/" + "0" * 64, 0, 1, 10))
+    client = Tree(
+        world.root / "client", world.pinned, [inside, HttpMirror(world.server.url, LOOPBACK)]
+    )
+    client.refresh()
+    assert client.document("packs.json", 1 << 20) == NEWER["packs.json"]
+    assert "does not deliver: the address 127.0.0.1 is not public" in client.passed_over[0]
 
 
 def test_no_mirror_at_all(world):

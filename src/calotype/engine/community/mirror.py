@@ -72,9 +72,14 @@ class HttpMirror:
             NotFound: it has no such object.
             StoreUnavailable: it does not deliver now, or too slowly.
             Untrusted: it has another object of that name.
-            ToolFailed: it answers with other bytes than asked for.
+            ToolFailed: it answers with other bytes than asked for, or leads where nobody goes.
         """
-        with closing(self._ask(check_key(key), f"bytes={start}-{end - 1}")) as response:
+        path = check_key(key)
+        try:
+            response = self._ask(path, f"bytes={start}-{end - 1}")
+        except InvalidInput as error:  # of this mirror: the others go on
+            raise ToolFailed(error.message, hint=error.hint) from None
+        with closing(response):
             self._require_range(response, key, start, end, size)
             yield from self._blocks(response)
 

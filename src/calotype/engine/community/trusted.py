@@ -173,15 +173,16 @@ class _Fetcher(FetcherInterface):
     def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:
         try:
             data = self._mirror.get(url.removeprefix(self._mirror.url), max_length)
-            require_shallow(data, "it")
         except NotFound as error:
             raise exceptions.DownloadHTTPError(error.message, 404) from None
         except Untrusted as error:
             raise exceptions.DownloadLengthMismatchError(error.message) from None
-        except InvalidInput as error:
-            raise DeserializationError(error.message) from None
         except CalotypeError as error:
             raise exceptions.DownloadError(error.message) from None
+        try:
+            require_shallow(data, "it")
+        except InvalidInput as error:
+            raise DeserializationError(error.message) from None
         yield BytesIO(data)
 
 
