@@ -7,16 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Select,
-    delete,
-    func,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select, update
 
 from calotype.catalog import quotas, rows
 from calotype.catalog.access import HIDDEN, Access, require_name, taken
@@ -186,17 +177,13 @@ class Catalog:
         """The images in the caller's group that stand by themselves, by name."""
         with self._read() as db:
             managed = self.access.listed(db, images).where(images.c.shelf == Shelf.MANAGED.value)
-            found = _all(db, managed)
-            disk_rows = disk_rows_by_image(db, [row["id"] for row in found])
-            return [rows.to_image(row, disk_rows[row["id"]]) for row in found]
+            return _images(db, managed)
 
     def every_image(self) -> list[Image]:
         """All images of the installation, versions and pulled ones too, by name: for housekeeping."""
         self.access.require_all("see every image")
         with self._read() as db:
-            found = _all(db, select(images).order_by(images.c.name))
-            disk_rows = disk_rows_by_image(db, [row["id"] for row in found])
-            return [rows.to_image(row, disk_rows[row["id"]]) for row in found]
+            return _images(db, select(images).order_by(images.c.name))
 
     def image_names(self) -> dict[str, str]:
         """Names of the images that VMs were made of, by id; also of those that are gone: for housekeeping."""
@@ -582,6 +569,12 @@ def _one(db: Connection, table: Any, **where: Any) -> rows.Row | None:
 
 def _all(db: Connection, query: Select[Any]) -> list[rows.Row]:
     return [dict(row) for row in db.execute(query).mappings()]
+
+
+def _images(db: Connection, query: Select[Any]) -> list[Image]:
+    found = _all(db, query)
+    disk_rows = disk_rows_by_image(db, [row["id"] for row in found])
+    return [rows.to_image(row, disk_rows[row["id"]]) for row in found]
 
 
 def _vm_disks(db: Connection, vm_id: str) -> list[rows.Row]:
