@@ -240,8 +240,9 @@ def test_tags_of_two_commands_add_up(catalog):
     catalog.tag_image(image.id, {"a": "1"})
     catalog.tag_image(image.id, {"b": "2"}, ["team"])
     assert catalog.image(image.id).tags == {"a": "1", "b": "2"}
-    with pytest.raises(NotFound, match="no tag 'c'"):
+    with pytest.raises(NotFound, match="no tag 'c'") as refused:
         catalog.tag_image(image.id, {}, ["c"])
+    assert refused.value.hint == f"calotype image show {image.name} lists those that it has"
 
 
 @pytest.mark.parametrize("name", ["a?b=c", "a#b", "%41", 'a "b"', "a\nb", "ä", "a&b", "file:x"])

@@ -210,7 +210,10 @@ class Catalog:
             row = self.access.find(db, "image", image_id, Role.CONTRIBUTOR)
             for key in remove:
                 if key not in row["tags"]:
-                    raise NotFound(f"image '{row['name']}' has no tag '{key}'")
+                    raise NotFound(
+                        f"image '{row['name']}' has no tag '{key}'",
+                        hint=f"calotype image show {row['name']} lists those that it has",
+                    )
             tags = {**row["tags"], **add}
             kept = {key: value for key, value in tags.items() if key not in remove}
             db.execute(update(images).where(images.c.id == image_id).values(tags=kept))

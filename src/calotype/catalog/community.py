@@ -11,6 +11,8 @@ from calotype.catalog.part import Part
 from calotype.catalog.tables import community_reports, galleries
 from calotype.model import CommunityReport, Gallery, ReportCategory, Role
 
+_REPORTS = 1000  # the most that are listed
+
 
 class Community(Part):
     """The community's side of a catalogue; each method is one transaction."""
@@ -45,7 +47,7 @@ class Community(Part):
             db.execute(insert(community_reports), row)
             append(db, act)
 
-    def reports(self, *, limit: int = 1000) -> Sequence[CommunityReport]:
+    def reports(self) -> Sequence[CommunityReport]:
         """The newest reports of galleries that the caller owns; the installation's owner sees all."""
         query = select(community_reports).order_by(community_reports.c.at.desc())
         with self._read() as db:
@@ -57,7 +59,7 @@ class Community(Part):
                     mine[name] = self._owns(db, name)
                 if mine[name]:
                     found.append(_report(row))
-                if len(found) == limit:
+                if len(found) == _REPORTS:
                     break
             return found
 

@@ -55,7 +55,10 @@ class Database:
                 yield db
             except IntegrityError as error:
                 db.rollback()
-                raise Conflict(f"the catalogue refuses: {error.orig}") from error
+                raise Conflict(
+                    f"the catalogue refuses: {error.orig}",
+                    hint="another command may have been first: look, and run this one again",
+                ) from error
             except BaseException:
                 db.rollback()
                 raise
@@ -73,7 +76,10 @@ class Database:
                 hint="check that there is room, and that the file is yours and whole",
             ) from error
         except (UnicodeEncodeError, OverflowError) as error:
-            raise InvalidInput(f"the catalogue cannot hold that value: {error}") from error
+            raise InvalidInput(
+                f"the catalogue cannot hold that value: {error}",
+                hint="texts are UTF-8, and numbers below 2^63",
+            ) from error
 
 
 def make_engine(path: Path) -> Engine:

@@ -175,7 +175,10 @@ class Marketplace(Part):
         with self._write() as db:
             self._require(db, self._access.caller.scope.subscription, "take back terms")
             if not db.execute(delete(terms).where(*self._mine(plan))).rowcount:
-                raise NotFound(f"this subscription has not accepted the terms of plan '{plan}'")
+                raise NotFound(
+                    f"this subscription has not accepted the terms of plan '{plan}'",
+                    hint=f"calotype marketplace terms show {plan} says whether it has",
+                )
             append(db, act)
 
     # -- entitlements

@@ -121,7 +121,10 @@ class Replicas(Part):
         )
         gallery = db.scalar(query.where(versions.c.image_id == image_id))
         if gallery is None:
-            raise NotFound(f"'{image_id}' is no image version")
+            raise NotFound(
+                f"'{image_id}' is no image version",
+                hint="calotype gallery image-version list GALLERY/DEFINITION shows them",
+            )
         self._access.find(db, "gallery", gallery, role)
 
 

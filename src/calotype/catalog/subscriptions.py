@@ -159,7 +159,10 @@ class Roles(Part):
         with self._write() as db:
             self._access.require_place(db, Role.OWNER, _scope(row), _place(row))
             if assignment.resource is not None and not _is_there(db, row):
-                raise NotFound(f"there is no resource '{assignment.resource}' in that group")
+                raise NotFound(
+                    f"there is no resource '{assignment.resource}' in that group",
+                    hint="it may just have been deleted: list what there is",
+                )
             if db.scalar(select(role_assignments.c.id).where(*same)) is not None:
                 raise Conflict(
                     f"'{assignment.principal}' has the role {assignment.role} there already",
