@@ -362,6 +362,15 @@ def test_a_store_that_names_chunks_otherwise_is_no_region(here, tmp_path):
     assert "was not made for this installation" in replica.detail
 
 
+def test_the_installations_own_store_is_no_region(here):
+    regions(here, own=here.home.store)
+    context = wire.build(home=here.home)
+    (replica,) = replication.replicate(context, a_version(context), ["own"]).summary
+    assert replica.state is ReplicationState.FAILED
+    assert "is this installation's own" in replica.detail
+    context.close()
+
+
 def test_what_is_damaged_here_comes_back_from_a_region(here):
     content = os.urandom(3 * MIB)
     version = a_version(here, content=content)

@@ -208,6 +208,11 @@ def _copy(context: Context, version: ImageVersion, told: "_Told") -> None:
 def _copied(context: Context, version: ImageVersion, told: "_Told") -> CopyReport:
     region = told.replica.region
     indexes = {disk.index for disk in version.image.disks}
+    own = context.settings.values["store.url"] or str(context.home.store)
+    if context.settings.store(region) == own:
+        raise Conflict(
+            f"the store of region '{region}' is this installation's own", hint="name another one"
+        )
     with storage.other_store(context, region, create=True) as other:
         _require_alike(context.repository, other, indexes, region)
         # What somebody else put there is not ours to remove.
