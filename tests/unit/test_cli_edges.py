@@ -214,6 +214,11 @@ def test_what_the_system_refuses_is_no_traceback(capsys):
     assert "CALOTYPE_HOME" in err
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOENT, errno.ENOTDIR, errno.EROFS])
+def test_what_the_system_refuses_has_a_cure(code):
+    assert exits.of_the_system(OSError(code, "no", "/x")).hint
+
+
 def test_a_home_that_cannot_be_written_is_said():
     done = run("image", "list", CALOTYPE_HOME="/proc/nothing")
     assert done.returncode == 1
@@ -372,6 +377,7 @@ ODD = [
     ("community", "rotate", "--root-keys", "0", "--root-keys", ">= 1"),
     ("community", "rotate", "--threshold", "17", "--threshold", "<= 16"),
     ("community", "serve", "t", "--port", "65536", "--port", "65535"),
+    ("community", "serve", "t", "--bind", "", "which address", "0.0.0.0"),
     ("gallery", "create", "gal", "--tags", "a", "'a' is not KEY=VALUE", "team=web"),
     ("gallery", "list", "--top", "0", "--top 0", "\n  1 to 100000"),
     ("gallery", "share", "gal", "with whom", "\n  --add"),

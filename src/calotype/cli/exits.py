@@ -66,6 +66,8 @@ def of_the_system(error: OSError) -> errors.CalotypeError:
     hints = {
         errno.ENOSPC: "make room, or set CALOTYPE_HOME to a directory with more; nothing half-made is left",
         errno.EACCES: "check whose file it is; CALOTYPE_HOME names Calotype's own directory",
+        errno.ENOENT: "check the name: there is no such file or directory",
+        errno.ENOTDIR: "check the name: a part of it is a file",
         errno.EROFS: "set CALOTYPE_HOME to a directory that can be written to",
     }
     return errors.CalotypeError(

@@ -159,6 +159,8 @@ def serve(
     port
         The port; 0: any free one.
     """
+    if not bind:  # else it would be all of them
+        raise InvalidInput("at which address?", hint="127.0.0.1, or 0.0.0.0 for all")
     quiet = (common or Common()).quiet
 
     def told(line: str) -> None:

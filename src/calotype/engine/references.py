@@ -152,7 +152,7 @@ def find_place(context: Context, text: str) -> tuple[ImageDefinition, Version]:
     if wanted is None:
         name = definition.reference
         raise InvalidInput(
-            f"'{text}' does not say which number the version is to have",
+            f"'{text}' says no number of a version",
             hint=f"such as {name}/1.0.0; calotype gallery image-version list {name} shows what there is",
         )
     return definition, wanted
