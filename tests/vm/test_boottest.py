@@ -252,7 +252,7 @@ def test_what_does_not_start_fails_in_time_and_in_words(
     begun = time.monotonic()
     keep = tmp_path / "keep"
     done = cli.run("image", "test", name, "--timeout", timeout, "--keep", keep, status=8)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 110  # whatever other guests take of the processors
     assert words in done.stderr
     assert b"clone A" in done.stderr
     assert (keep / "clone-a.png").exists(), "what was on the screen is kept"
