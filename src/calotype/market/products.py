@@ -63,7 +63,10 @@ def catalogue(url: str, publisher: str, keys: Sequence[Key], reader: Reader) -> 
     index = Index(url, reader, signature, keys)
     files = index.downloads()
     if len(files) > _MAX_FILES:
-        raise InvalidInput(f"{one_line(url, 200)} names more than {_MAX_FILES} files of products")
+        raise InvalidInput(
+            f"{one_line(url, 200)} names more than {_MAX_FILES} files of products",
+            hint="write a catalogue of your own that names the products that you want",
+        )
     offers: dict[str, Offer] = {}
     for file in files:
         products, _ = index.products(file)
