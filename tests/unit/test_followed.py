@@ -104,6 +104,15 @@ def test_what_one_publishes_another_sees_and_pulls(follower, mirror, name):
     assert mirror.asked == []
 
 
+def test_what_is_kept_of_packs_that_are_no_more_goes(follower, name):
+    stray = follower.home.community / "contoso" / "footers" / ("0" * 64)
+    stray.parent.mkdir()
+    stray.write_bytes(b"a footer")
+    community.find(follower, name, "web")
+    assert not stray.exists()
+    assert any(stray.parent.iterdir())
+
+
 def new_home(tmp_path, label):
     return wire.build(home=Home(tmp_path / label))
 
