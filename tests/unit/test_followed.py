@@ -342,6 +342,22 @@ def test_a_config_that_is_none(follower, publisher, tree, name, monkeypatch, con
         community.find(follower, name, "web")
 
 
+def test_a_tree_that_is_cut_otherwise(follower, publisher, tree, name, monkeypatch):
+    real = public_tree._Tree._packs
+
+    def other(self, *arguments):
+        found = real(self, *arguments)
+        config = found.config.partition("\n")[0].replace('"grid":65536', '"grid":4096')
+        sealed = f"{config}\n{blake3(config.encode()).hexdigest()}\n"
+        assert sealed != found.config
+        return msgspec.structs.replace(found, config=sealed)
+
+    monkeypatch.setattr(public_tree._Tree, "_packs", other)
+    public_tree.export(publisher, str(tree))
+    with pytest.raises(Untrusted, match="is cut otherwise"):
+        community.find(follower, name, "web")
+
+
 def test_a_name_of_ones_own_gallery_is_not_taken(tmp_path, publisher, name, mirror):
     """A tree that shows galleries under the names of this installation's own."""
     with pytest.raises(Untrusted, match="this installation's"):

@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -34,6 +34,7 @@ from calotype.public import form
 from calotype.public.domain import COMMUNITY
 from calotype.public.form import Definition, GalleryDocument, PacksDocument, PublishedVersion
 from calotype.store import Repository
+from calotype.store.chunking import Chunking
 from calotype.store.copy import CopyReport, copy
 from calotype.store.index import PREFIX as INDEXES
 from calotype.store.mirrors import Listed, MirrorStore, Use
@@ -133,10 +134,16 @@ class Pull:
                 path.unlink(missing_ok=True)
 
     def _copy(self, store: MirrorStore) -> CopyReport:
-        target = self._context.repository
+        source, target = Repository(store), self._context.repository
+        if replace(source.chunking, version=Chunking().version) != Chunking():
+            # Its disks would be read from end to end, however large they are said to be.
+            raise Untrusted(
+                f"the tree that has {self._name} is cut otherwise than public trees are",
+                hint="tell the publisher; nothing of it was used",
+            )
         target.keep_domain(COMMUNITY)
         report = copy(
-            Repository(store),
+            source,
             target,
             [disk.index for disk in self._version.disks],
             near=0,
