@@ -28,7 +28,7 @@ from calotype.errors import (
     StoreUnavailable,
     Untrusted,
 )
-from calotype.model import MIB, Lifecycle, Shelf, SourceKind, Version
+from calotype.model import MIB, Lifecycle, PublicVersion, Shelf, SourceKind, Version
 from calotype.public import form
 from calotype.store import mirrors
 
@@ -414,6 +414,7 @@ def test_a_long_lineage_is_told_as_far_as_a_tree_can(monkeypatch, follower, publ
     public_tree.export(publisher, str(tree))
     followed.update(follower, "contoso")
     shown = community.show(follower, f"community/{name}/web/2.0.2")
+    assert isinstance(shown, PublicVersion)
     assert [r.rsplit("/", 1)[1] for r in shown.descends_from] == ["2.0.1", "2.0.0"]
 
 
