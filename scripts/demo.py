@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,8 +55,9 @@ runcmd:
 class Demo:
     """Runs commands, times steps, collects the table."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, prompt: str = "$") -> None:
         self.home = home
+        self.prompt = prompt
         self.rows: list[tuple[str, str, str]] = []
         self.start = time.monotonic()
         self.env = {**os.environ, "CALOTYPE_HOME": str(home)}
@@ -64,7 +65,7 @@ class Demo:
     def calotype(self, *arguments: str, show: bool = True) -> Any:
         """Run a command with ``-o json``; its result."""
         if show:
-            print(f"    $ calotype {' '.join(arguments)}", flush=True)
+            print(f"    {self.prompt} calotype {' '.join(arguments)}", flush=True)
         done = subprocess.run(
             [CALOTYPE, *self.with_json(arguments)],
             env=self.env,
@@ -129,6 +130,14 @@ def check(claim: str, holds: object) -> None:
     print(f"    {'ok ' if holds else 'NOT'} {claim}", flush=True)
     if not holds:
         sys.exit(f"the demo failed: {claim}")
+
+
+def interruptible(main: Callable[[], None]) -> None:
+    """Run a demo; Ctrl-C ends it in one line, when all is removed."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; nothing is left")
 
 
 def build(demo: Demo) -> Path:
@@ -396,4 +405,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    interruptible(main)

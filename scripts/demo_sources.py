@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from demo import CALOTYPE, Demo, check, size
+from demo import CALOTYPE, Demo, check, interruptible, size
 
 #: What the versions differ by: random bytes, which nothing compresses.
 BLOB = 8 << 20
@@ -79,11 +79,14 @@ class Sources(Demo):
     """The demo in one of its two homes."""
 
     def __init__(self, home: Path, guest: Guest) -> None:
-        super().__init__(home)
+        super().__init__(home, f"{home.name}$")
         self.guest = guest
 
     def inside(self, vm: str, script: str) -> str:
         """Run a script in a guest as root; what it printed."""
+        print(f"    {self.prompt} calotype vm run-command {vm} --script -")
+        for line in script.splitlines():
+            print(f"    {' ' * len(self.prompt)} | {line}", flush=True)
         done = subprocess.run(
             [CALOTYPE, "vm", "run-command", vm, "--script", "-"],
             env=self.env,
@@ -122,14 +125,16 @@ class Sources(Demo):
 
 def pull(demo: Sources) -> Any:
     """An offer of the marketplace, found and pulled."""
-    check("the installation is empty", not demo.calotype("image", "list"))
-    if demo.guest is TINY:
-        offers = demo.home / "offers.toml"
-        offers.write_text(TINY_OFFER)
-        demo.calotype("marketplace", "catalog", "add", "demo", str(offers))
     told: list[str] = []
     with demo.timed("Find an image in the marketplace, and pull it", told):
+        check("the installation is empty", not demo.calotype("image", "list"))
+        if demo.guest is TINY:
+            offers = demo.home / "offers.toml"
+            offers.write_text(TINY_OFFER)
+            demo.calotype("marketplace", "catalog", "add", "demo", str(offers))
         found = demo.calotype("marketplace", "search", demo.guest.urn.split(":")[1])
+        for offer in found:
+            print(f"        {offer['urn']}  {offer['title']}")
         check(f"{demo.guest.urn} is offered", demo.guest.urn in [offer["urn"] for offer in found])
         (image,) = demo.calotype("marketplace", "pull", demo.guest.urn)
         check("it is here", image["shelf"] == "Marketplace")
@@ -159,7 +164,9 @@ def publish(demo: Sources, number: str, *source: str, tested: bool) -> None:
     check(f"{number} has both data disks", len(made["image"]["dataDisks"]) == 2)
     check(f"{number} is staged: nobody gets it yet", made["image"]["stage"] == "Staged")
     how = () if tested else ("--untested",)
-    demo.calotype("gallery", "image-version", "promote", reference, *how)
+    report = demo.calotype("gallery", "image-version", "promote", reference, *how)["report"]
+    if tested:
+        check(f"two clones of {number} started, and differ", not report["problems"])
 
 
 def latest(demo: Sources) -> str:
@@ -190,6 +197,8 @@ def gallery(demo: Sources, image: Any) -> None:
         demo.inside("web", f"{blob}; echo 'version 1.10.0' > /srv/web/page; sync")
         publish(demo, "1.10.0", *OF_THE_VM, tested=False)
         publish(demo, "1.9.0", "--image", "nine", tested=False)
+        for version in demo.calotype("gallery", "image-version", "list", "shop/web"):
+            print(f"        {version['reference']}  {version['state']}")
         check("the latest is 1.10.0, though 1.9.0 came later", latest(demo) == "1.10.0")
         told += ["1.10.0"]
     told = []
@@ -221,7 +230,7 @@ def export(demo: Sources) -> tuple[str, str, Path]:
 def served(demo: Sources, tree: Path) -> Iterator[str]:
     """The tree behind HTTP; its URL."""
     argv = [CALOTYPE, "community", "serve", str(tree), "--port", "0", "--quiet"]
-    print(f"    $ calotype {' '.join(argv[1:])}", flush=True)
+    print(f"\n    {demo.prompt} calotype {' '.join(argv[1:])} &", flush=True)
     with subprocess.Popen(argv, env=demo.env, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
@@ -286,6 +295,7 @@ def main() -> None:
     follower.rows, follower.start = publisher.rows, publisher.start
     for demo in (publisher, follower):
         demo.home.mkdir()
+        print(f"{demo.prompt} stands for CALOTYPE_HOME={demo.home}")
     with ExitStack() as stack:
         if args.keep:
             stack.callback(print, f"\nkept: CALOTYPE_HOME={publisher.home} and {follower.home}")
@@ -299,11 +309,12 @@ def main() -> None:
         name, fingerprint, tree = export(publisher)
         with served(publisher, tree) as url:
             follow(follower, url, fingerprint, name, difference(publisher))
-        for demo in (publisher, follower):
-            check("the store is whole", demo.calotype("store", "check")["ok"])
+        with publisher.step("Both stores are whole"):
+            for demo in (publisher, follower):
+                check(f"that of the {demo.home.name} is", demo.calotype("store", "check")["ok"])
         publisher.row("all", time.monotonic() - publisher.start, "")
         publisher.table()
 
 
 if __name__ == "__main__":
-    main()
+    interruptible(main)
