@@ -7,12 +7,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from calotype import cli, errors, units
-from calotype.cli import exits
+from calotype.cli import exits, output
 from calotype.cli.common import Common
 from calotype.cli.generalize import explain, explain_rehearsal
 from calotype.cli.output import emit, plain
@@ -72,6 +74,42 @@ class Thing:
 
 
 THING = Thing(OsState.GENERALIZED, datetime(2026, 1, 2, tzinfo=UTC), {"a_b": "c"})
+
+
+def on_a_terminal(monkeypatch, capsys, width, records):
+    """The lines of a table on a terminal of that many columns."""
+    monkeypatch.setattr(output, "Console", partial(Console, force_terminal=True, color_system=None))
+    monkeypatch.setenv("COLUMNS", str(width))
+    emit(None, records)
+    return capsys.readouterr().out.splitlines()
+
+
+LONG = f"community/Contoso-{'0' * 36}/web/1.0.0"
+RECORDS = [
+    {
+        "image": LONG,
+        "publisher": "contoso",
+        "state": "Deprecated",
+        "published": "2026-11-23",
+        "from": "this installation",
+    }
+]
+
+
+@pytest.mark.parametrize("width", [72, 80, 100])
+def test_a_narrow_table_breaks_no_words_but_long_ones(monkeypatch, capsys, width):
+    lines = on_a_terminal(monkeypatch, capsys, width, RECORDS)
+    assert all(len(line) <= width for line in lines)
+    assert lines[0].split() == list(RECORDS[0])
+    assert lines[1].split()[1:5] == ["contoso", "Deprecated", "2026-11-23", "this"]
+    assert "".join(line.split()[0] for line in lines[1:]) == LONG
+
+
+def test_where_a_table_has_no_room_each_record_is_one(monkeypatch, capsys):
+    lines = on_a_terminal(monkeypatch, capsys, 40, RECORDS * 2)
+    assert all(len(line) <= 40 for line in lines)
+    assert [line.split() for line in lines if "Deprecated" in line] == [["state", "Deprecated"]] * 2
+    assert lines.count("") == 1  # between them
 
 
 def test_keys_are_azures():

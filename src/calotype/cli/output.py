@@ -10,6 +10,7 @@ from typing import Any
 
 import jmespath
 from jmespath.exceptions import JMESPathError
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,9 @@ from calotype.errors import InvalidInput
 
 #: Header of a column -> what stands in it, from one (plain) record.
 Columns = Mapping[str, Callable[[dict[str, Any]], Any]]
+
+_LONG = 20  # as wide as a word's column is at least; what is longer may be broken
+_GAP = 2  # between columns
 
 
 def emit(common: Common | None, value: object, columns: Columns | None = None) -> None:
@@ -104,9 +108,9 @@ def _table(data: Any, columns: Columns | None) -> None:
         if not data:
             return
         columns = columns or {key: _getter(key) for key in data[0]}
-        _print_rows(console, list(columns), [[get(r) for get in columns.values()] for r in data])
+        _records(console, list(columns), [[get(r) for get in columns.values()] for r in data])
     elif isinstance(data, dict):
-        _print_rows(console, None, [[key, value] for key, value in _flat(data)])
+        _print(console, [[_cell(key), _cell(value)] for key, value in _flat(data)])
     elif data is not None:
         for item in data if isinstance(data, list) else [data]:
             print(_cell(item))
@@ -118,14 +122,51 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=400)
 
 
-def _print_rows(
-    console: Console, headers: Sequence[str] | None, rows: Sequence[Sequence[object]]
+def _records(console: Console, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table; where the words of all columns have no room side by side, one for each record."""
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    widths = _widths(list(zip(headers, *cells, strict=True)), console.width)
+    if widths is not None:
+        _print(console, cells, list(zip(headers, widths, strict=True)))
+        return
+    for position, row in enumerate(cells):
+        if position:
+            print()
+        _print(console, [[header, cell] for header, cell in zip(headers, row, strict=True) if cell])
+
+
+def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """The widths of columns that break none but long words; ``None``: there are none."""
+    widths = [
+        max(min(cell_len(word), _LONG) for text in column for word in text.split() or [""])
+        for column in columns
+    ]
+    spare = room - sum(widths) - _GAP * len(columns)
+    if spare < 0:
+        return None
+    wanted = [
+        max(cell_len(line) for text in column for line in text.split("\n")) - width
+        for column, width in zip(columns, widths, strict=True)
+    ]
+    # Those that want little get it first.
+    for done, place in enumerate(sorted(range(len(columns)), key=wanted.__getitem__)):
+        more = min(wanted[place], spare // (len(columns) - done))
+        widths[place] += more
+        spare -= more
+    return widths
+
+
+def _print(
+    console: Console,
+    rows: Sequence[Sequence[str]],
+    columns: Sequence[tuple[str, int]] | None = None,
 ) -> None:
-    table = Table(show_header=headers is not None, box=None, pad_edge=False, header_style="bold")
-    for header in headers or ("", ""):
-        table.add_column(header, overflow="fold")
+    """Rows under headers in columns of these widths; without any, names and values."""
+    table = Table(show_header=columns is not None, box=None, pad_edge=False, header_style="bold")
+    for header, width in columns or (("", None), ("", None)):
+        table.add_column(header, overflow="fold", width=width)
     for row in rows:
-        table.add_row(*(Text(_cell(cell)) for cell in row))
+        table.add_row(*map(Text, row))
     with console.capture() as capture:
         console.print(table)
     for line in capture.get().splitlines():
