@@ -15,7 +15,7 @@ from calotype.engine.adopt import adopt
 from calotype.engine.import_ import ImageRequest, import_image
 from calotype.engine.sources import Upload
 from calotype.errors import Conflict, InvalidInput, NotFound
-from calotype.model import MIB, OsState, SourceKind
+from calotype.model import MIB, Caller, OsState, Scope, SourceKind
 
 NOW = timedelta(0)
 
@@ -126,6 +126,18 @@ def test_damage_is_named_and_mended_from_a_copy(context, tmp_path):
     assert storage.check(context).ok
     for name, data in bytes_of.items():
         assert content(context, made[name]) == data
+
+
+def test_images_of_one_name_in_two_groups_are_both_copied(context, tmp_path):
+    elsewhere = wire.build(
+        home=Home(context.home.root), caller=Caller(scope=Scope(group="elsewhere"))
+    )
+    made = [image(where, "img", os.urandom(MIB)) for where in (context, elsewhere)]
+    elsewhere.close()
+    done = storage.copy(context, str(tmp_path / "cellar"))
+    assert done.images == ("img", "img")
+    kept = {path.name for path in (tmp_path / "cellar" / "indexes").iterdir()}
+    assert kept == {one.os_disk.index for one in made}
 
 
 def test_what_no_copy_has_is_named_and_comes_back_with_an_upload(context):

@@ -13,6 +13,7 @@ from pathlib import Path
 from calotype.disk import Disk, MappedDisk, Window
 from calotype.disk import raw as raw_format
 from calotype.engine.context import Context
+from calotype.model import Image
 from calotype.store.check import CheckReport
 from calotype.store.copy import CopyReport
 from calotype.store.copy import copy as copy_indexes
@@ -224,26 +225,29 @@ def copy(context: Context, target: str, names: Sequence[str] = ()) -> StoreCopy:
     context.require_all("copy the store")
     catalog = context.catalog
     images = [catalog.image(name) for name in names] if names else catalog.every_image()
-    wanted = {image.name: {disk.index for disk in image.disks} for image in images}
+    wanted = {disk.index for image in images for disk in image.disks}
     with other_store(context, target, create=True) as other:
         report = copy_indexes(
             context.repository,
             other,
-            sorted(set().union(*wanted.values())),
+            sorted(wanted),
             progress=context.progress,
         )
-    return _copied(context, target, wanted, report)
+    return _copied(context, target, images, report)
 
 
 def _copied(
-    context: Context, target: str, wanted: Mapping[str, set[str]], report: CopyReport
+    context: Context, target: str, images: Sequence[Image], report: CopyReport
 ) -> StoreCopy:
-    failed = {name for name, indexes in wanted.items() if indexes & set(report.failed)}
+    lost = set(report.failed)
+    came: dict[bool, list[str]] = {True: [], False: []}
+    for image in images:
+        came[lost.isdisjoint(disk.index for disk in image.disks)].append(image.name)
     return StoreCopy(
         ok=report.ok,
         target=context.settings.store(target),
-        images=tuple(sorted(set(wanted) - failed)),
-        failed=tuple(sorted(failed)),
+        images=tuple(sorted(came[True])),
+        failed=tuple(sorted(came[False])),
         already_there=report.present,
         chunks=report.chunks,
         bytes_read=report.bytes_read,
