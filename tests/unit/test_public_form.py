@@ -95,21 +95,26 @@ def test_the_latest_is_active_not_excluded_and_not_over():
     ("path", "value"),
     [
         (["publicName"], "../evil"),
+        (["publicName"], "contoso-1\n"),
         (["publicName"], "Other-2"),
         (["format"], "calotype packs"),
         (["formatVersion"], 2),
         (["definitions", 0, "name"], "a/b"),
         (["definitions", 0, "name"], ".."),
+        (["definitions", 0, "name"], "web\n"),
+        (["definitions", 0, "endOfLife"], "2027-12-31T00:00:00"),
         (["definitions", 0, "publisher"], "a:b"),
         (["definitions", 0, "publisher"], "a\x1b[2J"),
         (["definitions", 0, "osType"], "BeOS"),
         (["definitions", 0, "description"], "x" * 20_000),
         (["definitions", 0, "versions", 0, "version"], "1.0"),
+        (["definitions", 0, "versions", 0, "publishedAt"], "2026-12-31T00:00:00"),
         (["definitions", 0, "versions", 0, "version"], "1.0.4294967296"),
         (["definitions", 0, "versions", 0, "state"], "Perfect"),
         (["definitions", 0, "versions", 0, "state"], "Revoked"),
         (["definitions", 0, "versions", 0, "disks"], []),
         (["definitions", 0, "versions", 0, "disks", 0, "index"], "../../x"),
+        (["definitions", 0, "versions", 0, "disks", 0, "index"], INDEX + "\n"),
         (["definitions", 0, "versions", 0, "disks", 0, "size"], -1),
         (["definitions", 0, "versions", 0, "disks", 0, "size"], 1 << 60),
         (["definitions", 0, "versions", 0, "disks", 0, "lun"], 3),
@@ -121,6 +126,19 @@ def test_what_is_no_gallery(path, value):
     with pytest.raises(Untrusted) as caught:
         form.decode_gallery(changed(gallery(version("1.0.0")), path, value), "contoso-1")
     assert "\x1b" not in caught.value.message
+
+
+def test_what_is_there_twice_is_no_gallery():
+    """Whoever asks for it would get the one or the other."""
+    twice = gallery(version("1.0.0"), version("1.0.0"))
+    with pytest.raises(Untrusted, match="one version twice"):
+        form.decode_gallery(form.encode(twice), "contoso-1")
+    plain = gallery(version("1.0.0"))
+    (web,) = plain.definitions
+    upper = msgspec.structs.replace(web, name=web.name.upper())
+    twice = msgspec.structs.replace(plain, definitions=(web, upper))
+    with pytest.raises(Untrusted, match="one image twice"):
+        form.decode_gallery(form.encode(twice), "contoso-1")
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"format":'])

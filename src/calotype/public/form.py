@@ -39,12 +39,13 @@ _GALLERIES = "galleries/"
 _REPORTS = "reports/"
 _MAX_SIZE = 1 << 56
 
-PublicName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,79}$")]
-_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,78}[A-Za-z0-9_])?$")]
-_Triple = Annotated[str, Meta(pattern=r"^[^\x00-\x20/:][^\x00-\x1f/:]{0,127}$")]
-_Hex = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-_Number = Annotated[str, Meta(pattern=r"^[0-9]{1,10}\.[0-9]{1,10}\.[0-9]{1,10}$")]
+PublicName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,79}\Z")]
+_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,78}[A-Za-z0-9_])?\Z")]
+_Triple = Annotated[str, Meta(pattern=r"^[^\x00-\x20/:][^\x00-\x1f/:]{0,127}\Z")]
+_Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+_Number = Annotated[str, Meta(pattern=r"^[0-9]{1,10}\.[0-9]{1,10}\.[0-9]{1,10}\Z")]
 _Text = Annotated[str, Meta(max_length=16384)]
+_When = Annotated[datetime, Meta(tz=True)]
 _Line = Annotated[str, Meta(max_length=2048)]
 _Size = Annotated[int, Meta(ge=0, le=_MAX_SIZE)]
 _Count = Annotated[int, Meta(ge=0, le=1 << 40)]
@@ -71,13 +72,13 @@ class PublishedVersion(Struct, frozen=True, rename="camel", omit_defaults=True, 
     """A version; one that makes no VMs any more has no disks, and says why."""
 
     version: _Number
-    published_at: datetime
+    published_at: _When
     disks: Annotated[tuple[Disk, ...], Meta(max_length=65)] = ()
     state: Lifecycle = Lifecycle.ACTIVE
     exclude_from_latest: bool = False
     replacement: _Line | None = None
     reason: _Text | None = None
-    end_of_life: datetime | None = None
+    end_of_life: _When | None = None
     verdict: Verdict | None = None
     report: _Hex | None = None  # SHA-256 of the evidence report, a target
     plan: Plan | None = None
@@ -112,7 +113,7 @@ class Definition(Struct, frozen=True, rename="camel", omit_defaults=True, kw_onl
     vcpus: tuple[_Count | None, _Count | None] = (None, None)
     memory: tuple[_Count | None, _Count | None] = (None, None)  # bytes
     plan: Plan | None = None
-    end_of_life: datetime | None = None
+    end_of_life: _When | None = None
     versions: tuple[PublishedVersion, ...] = ()
 
     def latest(self, now: datetime | None = None) -> PublishedVersion | None:
@@ -194,7 +195,7 @@ class PacksDocument(Struct, frozen=True, rename="camel", kw_only=True):
     config: Annotated[str, Meta(max_length=4096)]
     packs: tuple[tuple[_Hex, _Size, Annotated[int, Meta(ge=0, le=64 << 20)]], ...]
     indexes: dict[_Hex, tuple[_Size, tuple[Annotated[int, Meta(ge=0)], ...]]]
-    retired: dict[str, datetime] = field(
+    retired: dict[str, _When] = field(
         default_factory=dict
     )  # objects on their way out, and since when
 
@@ -267,10 +268,17 @@ def decode_gallery(data: bytes, public_name: str) -> GalleryDocument:
             f"the gallery that is listed as {public_name} calls itself {document.public_name}",
             hint="tell the publisher; nothing of it was used",
         )
+    _require_once("image", [definition.name.lower() for definition in document.definitions])
     for definition in document.definitions:
+        _require_once("version", [version.number for version in definition.versions])
         for version in definition.versions:
             _require_shape(definition, version)
     return document
+
+
+def _require_once(what: str, names: Sequence[object]) -> None:
+    if len(set(names)) != len(names):
+        raise Untrusted(f"the gallery has one {what} twice", hint="tell the publisher")
 
 
 def _require_shape(definition: Definition, version: PublishedVersion) -> None:
@@ -281,7 +289,10 @@ def _require_shape(definition: Definition, version: PublishedVersion) -> None:
         or (luns and luns.count(None) != 1)
         or len(set(luns)) != len(luns)
     ):
-        raise Untrusted(f"version {number} of '{definition.name}' has not the disks of an image")
+        raise Untrusted(
+            f"version {number} of '{definition.name}' has not the disks of an image",
+            hint="tell the publisher",
+        )
 
 
 def decode_packs(data: bytes) -> PacksDocument:
