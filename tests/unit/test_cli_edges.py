@@ -3,6 +3,8 @@
 import errno
 import inspect
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -64,6 +66,25 @@ def test_ctrl_c_has_its_own_status():
         raise KeyboardInterrupt
 
     assert exits.guard(interrupt) == 130
+
+
+def test_ctrl_c_while_modules_load_says_nothing(tmp_path):
+    slow = "import sys; print('loading', flush=True); sys.stdin.read()"
+    (tmp_path / "cyclopts.py").write_text(slow)
+    command = [str(Path(sys.executable).with_name("calotype")), "--help"]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"loading\n"
+        running.send_signal(signal.SIGINT)
+        _out, said = running.communicate()
+    assert said == b""
+    assert running.returncode == -signal.SIGINT
 
 
 @dataclass(frozen=True)

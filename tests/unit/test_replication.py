@@ -348,6 +348,8 @@ def test_a_region_is_named_and_not_one_of_those_that_are_excluded(here):
     with pytest.raises(InvalidInput, match="no region 'west'") as caught:
         replication.replicate(here, version, ["west"])
     assert "[stores]" in str(caught.value.hint)
+    with pytest.raises(InvalidInput, match="no region 'west'"):
+        replication.withdraw(here, version, ["west"])
     assert "north" in str(caught.value.hint)
     with pytest.raises(NotAllowed, match="excluded from region 'south'"):
         replication.require_regions(here, ["north", "south"], ["south"])

@@ -114,8 +114,11 @@ def withdraw(context: Context, version: ImageVersion, regions: Collection[str]) 
     """Take a version out of regions.
 
     Raises:
+        InvalidInput: there is no such region, and the version is in none of that name.
         NotFound, Forbidden: there is no such version, or the caller may not change it.
     """
+    there = {replica.region for replica in context.catalog.replicas.of(version.id)}
+    places.require_regions(context, set(regions) - there)
     act = Act(
         "version.withdraw",
         f"image version {version.reference}",
