@@ -17,7 +17,7 @@ from rich.console import Console
 
 from calotype import cli, errors, units
 from calotype.cli import exits, output
-from calotype.cli.common import Common
+from calotype.cli.common import Common, Lines
 from calotype.cli.generalize import explain, explain_rehearsal
 from calotype.cli.output import emit, plain
 from calotype.cli.text import size
@@ -66,6 +66,18 @@ def test_ctrl_c_has_its_own_status():
         raise KeyboardInterrupt
 
     assert exits.guard(interrupt) == 130
+
+
+def test_progress_where_no_terminal_is_says_a_line_now_and_then(monkeypatch, capsys):
+    now = iter([0.0, 20.0, 31.0, 40.0, 50.0, 125.0])
+    monkeypatch.setattr("calotype.cli.common.time.monotonic", lambda: next(now))
+    with Lines().phase("storing", 200) as advance:
+        advance(50)  # at 20 s
+        advance(50)
+        advance(50)
+    with Lines().phase("web: ssh", None, unit="tries") as advance:
+        advance(1)
+    assert capsys.readouterr().err == "storing: 50 %, 31 s\nweb: ssh: 75 s\n"
 
 
 def test_ctrl_c_while_modules_load_says_nothing(tmp_path):

@@ -155,7 +155,7 @@ def test_a_raw_disk_is_read_where_it_lies(context, web, disk, tmp_path, written,
     assert written == []
     # Once from end to end, and what the file system's tables and both ends of the file take.
     assert web.sent < len(disk) + 12 * BLOCK
-    assert ("Store", len(disk), len(disk)) in progress.phases
+    assert ("storing", len(disk), len(disk)) in progress.phases
     assert image.os_disk.index == from_file(context, tmp_path, disk)
     nothing_left(context)
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_read_in_parts_is_kept_without_its_zeros(
     image = take(context, web.url("/d.raw"), sha256=sha256(disk))
     assert sum(written) < 12 * MIB < len(disk)
     total = None if how == "no length" else len(disk)
-    assert progress.phases[0] == ("download", total, len(disk))
+    assert progress.phases[0] == ("downloading", total, len(disk))
     assert image.os_disk.index == from_file(context, tmp_path, disk)
     nothing_left(context)
 
@@ -201,7 +201,7 @@ def test_standard_input_is_unpacked_as_it_comes(
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(body)))
     image = take(context, "-")
     assert sum(written) < 12 * MIB
-    assert progress.phases[0] == ("standard input", None, len(body))
+    assert progress.phases[0] == ("reading standard input", None, len(body))
     assert image.provenance.sha256 == sha256(body)
     assert image.os_disk.index == from_file(context, tmp_path, disk)
     nothing_left(context)

@@ -130,7 +130,7 @@ def test_a_region_that_is_full_fails_alone(here, monkeypatch):
     real = copy_indexes
 
     def full(source, target, indexes, *, progress):
-        with progress.phase("Copy", 100) as report:
+        with progress.phase("copying", 100) as report:
             if progress.replica.region == "south":
                 report(50)
                 raise OSError(28, "No space left on device")
@@ -222,7 +222,7 @@ def test_a_version_is_usable_while_it_is_replicated_and_says_how_far_that_is(her
     real, seen = copy_indexes, []
 
     def slow(source, target, indexes, *, progress):
-        with progress.phase("Copy", 100) as report:
+        with progress.phase("copying", 100) as report:
             report(40)
             seen.append(replication.status(wire.build(home=here.home), version))
         create_vm(here, VmRequest(name="vm1", image=version.reference, start=False))

@@ -482,7 +482,7 @@ def test_progress_counts_to_its_total(tmp_path):
     index = repository.ingest(MemoryDisk(data), progress=recorder).index
     repository.materialize(index, Path(tmp_path) / "x", progress=recorder)
     repository.check(progress=recorder)
-    assert [p[0] for p in recorder.phases] == ["Store", "Write", "Check"]
+    assert [p[0] for p in recorder.phases] == ["storing", "writing", "checking"]
     assert all(total == done > 0 for _, total, done in recorder.phases)
 
 

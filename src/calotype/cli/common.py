@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from calotype.engine.context import Context
 from calotype.model import Caller
 
 _GLOBAL = Group("Global options", sort_key=1000)
+_SILENCE = 30.0  # seconds that nobody wonders about
 
 
 @Parameter(name="*", group=_GLOBAL)
@@ -41,7 +43,7 @@ class Common:
     verbose: Annotated[bool, Parameter(alias="-v", negative="")] = False
     "Print the commands that are run."
     quiet: Annotated[bool, Parameter(negative="")] = False
-    "No progress bars."
+    "No word of progress."
     subscription: Annotated[str | None, Parameter(env_var="CALOTYPE_SUBSCRIPTION")] = None
     "The subscription (name or id) to work in."
     resource_group: Annotated[
@@ -107,21 +109,47 @@ class Bars:
                 bars.update(task, total=1, completed=1)
 
 
+class Lines:
+    """Progress where no terminal is: a line on standard error each half minute."""
+
+    @contextmanager
+    def phase(
+        self, label: str, total: int | None = None, *, unit: str = "B"
+    ) -> Iterator[Callable[[int], None]]:
+        """A phase that says how far it is as long as it lasts; a short one says nothing."""
+        del unit
+        begin = said = time.monotonic()
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done, said
+            done += count
+            if (now := time.monotonic()) - said >= _SILENCE:
+                said = now
+                far = f"{100 * done // total} %, " if total else ""
+                print(f"{label}: {far}{now - begin:.0f} s", file=sys.stderr, flush=True)
+
+        yield advance
+
+
 @contextmanager
 def session(common: Common | None) -> Iterator[Context]:
     """The context of one command, closed at its end."""
     common = common or Common()
     if common.verbose:
         logging.basicConfig(level=logging.INFO, format="+ %(message)s", stream=sys.stderr)
-    console = Console(stderr=True)
-    bars = console.is_terminal and not common.quiet
-    context = wire.build(
-        progress=Bars(console) if bars else progress.SILENT, caller=_caller(common)
-    )
+    context = wire.build(progress=_progress(quiet=common.quiet), caller=_caller(common))
     try:
         yield context
     finally:
         context.close()
+
+
+def _progress(*, quiet: bool) -> progress.Progress:
+    console = Console(stderr=True)
+    if quiet:
+        return progress.SILENT
+    return Bars(console) if console.is_terminal else Lines()
 
 
 def _caller(common: Common) -> Caller:

@@ -134,7 +134,7 @@ def _local(upload: Upload) -> Iterator[Source]:
 @contextmanager
 def _stdin(context: Context, scratch: Path) -> Iterator[Source]:
     blocks = iter(lambda: sys.stdin.buffer.read(_BLOCK), b"")
-    with _kept(blocks, scratch, context.progress.phase("standard input")) as kept:
+    with _kept(blocks, scratch, context.progress.phase("reading standard input")) as kept:
         yield Source(
             window=kept.window,
             kind=SourceKind.STDIN,
@@ -166,7 +166,7 @@ def _url(context: Context, upload: Upload, scratch: Path) -> Iterator[Source]:
                         begin=file.begin,
                     )
                     return
-    phase = context.progress.phase("download", remote.size)
+    phase = context.progress.phase("downloading", remote.size)
     with _kept(remote.stream(), scratch, phase) as kept:
         # Nothing is made of bytes that are not those that the user meant.
         require_sha256(shown, kept.sha256(), upload.sha256)

@@ -279,7 +279,7 @@ class Checker:
                     return
                 yield part
 
-        with self._progress.phase("Check", sum(p.size for p in parts)) as report:
+        with self._progress.phase("checking", sum(p.size for p in parts)) as report:
 
             def work(next_part: Callable[[], _Part | None]) -> None:
                 while (part := next_part()) is not None:

@@ -191,7 +191,7 @@ class _Copy:
         self._want(roots, intake, wanted)
         mover = Mover(self._source.objects, intake, near=self._near, threads=self._threads)
         total = sum(mover.size(wanted.marked(kind)) for kind in Kind)
-        with self._progress.phase("Copy", total) as report:
+        with self._progress.phase("copying", total) as report:
             for kind in (Kind.DATA, Kind.LEAF):
                 mover.move(kind, wanted.marked(kind), report)
         intake.finish()

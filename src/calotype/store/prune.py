@@ -160,7 +160,7 @@ class Pruner:
         self._load()
         if before != set(self._packs):
             self._marks.learn(self._packs.values())
-        with self.progress.phase("Mark", len(fresh), unit="images") as report:
+        with self.progress.phase("marking", len(fresh), unit="images") as report:
             for index, root in fresh.items():
                 try:
                     self._marks.mark(index, root)
@@ -263,7 +263,7 @@ class Pruner:
         if not moving:
             return kept
         repacker = Repacker(self.objects, self.domain, self.policy.level)
-        with self.progress.phase("Repack", sum(p.size for p in moving)) as report:
+        with self.progress.phase("repacking", sum(p.size for p in moving)) as report:
             repacker.run(moving, kept, report)
         self.report.repacked = len(moving)
         self.report.moved = repacker.written
@@ -322,7 +322,7 @@ class Pruner:
     def _delete(self, doomed: Sequence[str]) -> None:
         """Delete packs that are marked as being deleted."""
         self.forget(doomed)
-        with self.progress.phase("Delete", len(doomed), unit="packs") as report:
+        with self.progress.phase("deleting", len(doomed), unit="packs") as report:
             for first in range(0, len(doomed), _AT_ONCE):
                 some = doomed[first : first + _AT_ONCE]
                 for key in some:

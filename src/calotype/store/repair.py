@@ -131,7 +131,7 @@ class Repairer:
         # The id of a pack that was pruned since never returns.
         there = {stored.key for stored in self._objects.list(PACKS)}
         packs = [d for d in report.damage if d.key in there]
-        with self._progress.phase("Rebuild", len(packs), unit="packs") as done:
+        with self._progress.phase("rebuilding", len(packs), unit="packs") as done:
             for damage in packs:
                 pack, whole = self._pack(damage.key)
                 if whole:
@@ -246,7 +246,7 @@ class Repairer:
         intake = Intake(self._objects, self._packs, domain, meet=self._lease.meet)
         try:
             own = Mover(self._objects, intake)
-            with self._progress.phase("Repair", sum(p.size for p in bad)) as report:
+            with self._progress.phase("repairing", sum(p.size for p in bad)) as report:
                 for kind in Kind:
                     some = [(p, np.ones(len(p.lengths), dtype=bool)) for p in bad if p.kind is kind]
                     own.move(kind, some, report)
@@ -311,7 +311,7 @@ class Repairer:
         rows: Bytes32 = np.frombuffer(b"".join(sorted(digests)), dtype=np.uint8).reshape(-1, 32)
         wanted.want(kind, intake.domain.name, rows)
         mover = Mover(self._source, intake)
-        with self._progress.phase("Fetch", mover.size(wanted.marked(kind))) as report:
+        with self._progress.phase("fetching", mover.size(wanted.marked(kind))) as report:
             mover.move(kind, wanted.marked(kind), report)
         intake.writers[kind].finish()
         self._chunks += mover.moved.chunks

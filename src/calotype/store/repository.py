@@ -240,7 +240,7 @@ class Repository:
         root = self._root(index)
         disk = IndexDisk(root, self._leaf_reader(root), self._frames(root.domain))
         total = sum(end - start for start, end in map(disk.span, disk.regions))
-        with progress.phase("Write", total) as report, _serial(report) as counted:
+        with progress.phase("writing", total) as report, _serial(report) as counted:
             materialize(disk, path, index, counted, threads=self._threads)
 
     def size(self, index: str) -> int:

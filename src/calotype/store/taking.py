@@ -103,7 +103,7 @@ class Taking:
             with lock:
                 counts.add(worker.counts)
 
-        with self.progress.phase("Store", source.runs.total) as report:
+        with self.progress.phase("storing", source.runs.total) as report:
             spread(regions, work)
         return found, counts
 

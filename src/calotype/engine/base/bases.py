@@ -145,7 +145,7 @@ def _is_lazy(context: Context, index: str) -> bool:
 def _await(context: Context, partial: Partial, path: Path) -> None:
     """Wait until a server has made the base whole, or has ended."""
     problem = partial.root / "problem"
-    with context.progress.phase("Fetch", None):
+    with context.progress.phase("fetching", None):
         while not path.exists() and partial.alive():
             if problem.exists():
                 raise StoreDamaged(problem.read_text("utf-8", "replace"))

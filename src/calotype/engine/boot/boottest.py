@@ -108,7 +108,7 @@ def _run(test: Test, cast: Sequence[Clone]) -> list[CloneReport]:
     """Examine all clones, at once when the host has room; none runs any more at the end."""
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(test.key)])
     workers = len(cast) if test.parallel else 1
-    phase = test.context.progress.phase("Boot", STEPS * len(cast), unit="steps")
+    phase = test.context.progress.phase("starting clones", STEPS * len(cast), unit="steps")
     with phase as advance, ThreadPoolExecutor(workers) as pool:
         try:
             work = [pool.submit(Examination(test, clone, advance).run) for clone in cast]

@@ -163,7 +163,7 @@ def _bring_to_all(context: Context, version: ImageVersion, regions: Sequence[str
         return
     assert context.repository  # noqa: S101 (opened here, before several threads ask for it)
     stop = Event()
-    phase = context.progress.phase("Replicate", 100 * len(regions), unit="%")
+    phase = context.progress.phase("replicating", 100 * len(regions), unit="%")
     with phase as advance, ThreadPoolExecutor(len(regions)) as pool:
         try:
             jobs = [pool.submit(_bring, context, version, r, advance, stop) for r in regions]

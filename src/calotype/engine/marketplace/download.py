@@ -177,7 +177,7 @@ def _append(context: Context, wanted: Wanted, part: "_Part", remote: Remote, sta
     limit = known or MAX_SIZE
     with part.growing(remote, start) as grow:
         _require_room(part.path, SPARE if known is None else known - start)
-        with context.progress.phase(f"download {wanted.name}", known) as advance:
+        with context.progress.phase(f"downloading {wanted.name}", known) as advance:
             at = start
             advance(at)
             for block in remote.stream(start):
@@ -205,7 +205,7 @@ def _verify(context: Context, wanted: Wanted, part: "_Part", url: str) -> None:
     """Make a part that has the digest a whole file; remove any other."""
     digest = hashlib.new(wanted.algorithm)
     size = part.path.stat().st_size
-    with part.path.open("rb") as file, context.progress.phase("verify", size) as advance:
+    with part.path.open("rb") as file, context.progress.phase("checking the download", size) as advance:
         while block := file.read(1 << 20):
             digest.update(block)
             advance(len(block))
