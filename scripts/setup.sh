@@ -108,6 +108,7 @@ python_environment() {
 	[ -f uv.lock ] && frozen=(--frozen)
 	# The system's own Python, whatever comes first on PATH; an environment that is there keeps its own.
 	[ -x .venv/bin/python ] || export UV_PYTHON=/usr/bin/python3
+	[ -d .venv ] || say "making the Python environment in .venv"
 	# Compiled once, so that commands start fast.
 	env -u VIRTUAL_ENV UV_PYTHON_DOWNLOADS=never UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy \
 		"$uv" sync --quiet "${frozen[@]}" || die "uv could not make the Python environment in .venv"
