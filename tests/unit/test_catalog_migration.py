@@ -7,7 +7,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from alembic import command
@@ -245,6 +245,95 @@ def test_it_goes_on_as_a_new_one(path):
     used = {quota.kind: quota.used for quota in catalog.subscriptions.quotas("default")}
     assert (used[QuotaKind.IMAGES], used[QuotaKind.BYTES]) == (2, 5 * GIB)
     assert used[QuotaKind.VMS] == 1
+    catalog.close()
+
+
+#: Table -> as many characters as its names have at most.
+LONGEST = {"images": 64, "vms": 64, "disks": 80}
+
+
+def put_named(path, table, named, when):
+    """Rows like one that is there, by id: their names, and how many days after it they were made."""
+    with raw(path) as db:
+        db.row_factory = sqlite3.Row
+        like = dict(db.execute(f"SELECT * FROM {table} ORDER BY id").fetchone())
+        for number, (identifier, name) in enumerate(named.items(), 1):
+            own = {"ssh_port": number, "mac": str(number), "uid": number, "vm_id": None}
+            row = {**like, **{key: value for key, value in own.items() if key in like}}
+            made = NOW.replace(tzinfo=None) + timedelta(days=when[identifier])
+            row |= {"id": identifier, "name": name, "created_at": made.isoformat(" ")}
+            marks = ", ".join("?" for _ in row)
+            columns = ", ".join(f'"{key}"' for key in row)
+            db.execute(f"INSERT INTO {table} ({columns}) VALUES ({marks})", list(row.values()))
+        db.commit()
+
+
+@pytest.mark.parametrize("table", LONGEST)
+@pytest.mark.parametrize("ordered", ["by time", "by id"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("db DB", "db DB-2"),
+        ("DB db other", "DB db-2 other"),
+        ("db DB dB", "db DB-2 dB-3"),
+        ("db Db Db-2", "db Db-3 Db-2"),
+        ("dB-2 db DB Db", "dB-2 db DB-3 Db-4"),
+        ("db DB DB-2 db-2", "db DB-3 DB-2 db-2-2"),
+        ("db-2 DB-2 db DB db-2-2", "db-2 DB-2-3 db DB-3 db-2-2"),
+        ("{x} {X}", "{x} {X:-2}"),
+        ("{x} {X} {X:-2}", "{x} {X:-3} {X:-2}"),
+        ("{x} {X:-2} {x:-2} {X}", "{x} {X:-2} {x:-3} {X:-4}"),
+    ],
+)
+def test_of_names_that_differ_by_case_alone_the_later_ones_get_a_number(
+    path, table, ordered, before, after
+):
+    def names(text):
+        return text.format(x=Long("x", LONGEST[table]), X=Long("X", LONGEST[table])).split()
+
+    ids = [f"id-{number}" for number in range(len(names(before)))]
+    if ordered == "by time":
+        ids.reverse()
+    when = {identifier: at if ordered == "by time" else 1 for at, identifier in enumerate(ids)}
+    named = dict(zip(ids, names(before), strict=True))
+    put_named(path, table, dict(sorted(named.items())), when)
+    with raw(path) as db:
+        query = f"SELECT id, name FROM {table} WHERE id NOT LIKE 'id-%' ORDER BY id"
+        others = db.execute(query).fetchall()
+    Catalog(path).close()
+    with raw(path) as db:
+        assert db.execute(query).fetchall() == others
+        found = dict(db.execute(f"SELECT id, name FROM {table} WHERE id LIKE 'id-%'").fetchall())
+        assert [found[identifier] for identifier in ids] == names(after)
+        if table == "images":
+            noted = db.execute("SELECT id, name FROM lineage WHERE id LIKE 'id-%'").fetchall()
+            assert dict(noted) == found
+
+
+class Long(str):
+    """A letter, as long as a name can be; with a format, that is its end."""
+
+    __slots__ = ()
+
+    def __new__(cls, letter, longest):
+        return super().__new__(cls, letter * longest)
+
+    def __format__(self, end):
+        return str(self)[: len(self) - len(end)] + end
+
+
+def test_what_got_another_name_is_found_by_it_and_has_what_it_had(path):
+    when = {"v-twin": 1, "d-twin": 1}
+    put_named(path, "vms", {"v-twin": "VM1"}, when)
+    put_named(path, "disks", {"d-twin": "VM1-None"}, when)
+    with raw(path) as db:
+        db.execute("UPDATE disks SET vm_id = 'v-twin', lun = NULL WHERE id = 'd-twin'")
+        db.commit()
+    catalog = Catalog(path)
+    assert [catalog.vm(name) for name in ("vm1", "VM1", "vm2")] == [VMS[0], *VMS]
+    twin = catalog.vm("vm1-2")
+    assert (twin.id, twin.name, twin.image_id) == ("v-twin", "VM1-2", WEB.id)
+    assert [(disk.id, disk.name) for disk in twin.disks] == [("d-twin", "VM1-None-2")]
     catalog.close()
 
 

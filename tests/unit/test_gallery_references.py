@@ -114,7 +114,7 @@ def test_a_version_is_found_by_its_id_until_it_is_deleted(context, published):
 def test_a_managed_image_has_a_name_and_an_id(context):
     image = an_image("web")
     context.catalog.add_image(image)
-    for text in ("web", image.id, f"{GROUP}/images/web", f"{GROUP}/IMAGES/web/".replace("S", "s")):
+    for text in ("web", "WEB", image.id, f"{GROUP}/images/Web", f"{GROUP}/images/web/".upper()):
         assert references.find(context, text) == image
 
 

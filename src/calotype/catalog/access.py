@@ -6,6 +6,7 @@ which role is missing.
 
 import shlex
 from collections.abc import Iterator, Mapping
+from itertools import chain, count
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -249,22 +250,27 @@ def require_name(db: Connection, kind: str, name: str, scope: Scope) -> None:
     Raises:
         Conflict: it is taken.
     """
+    if _is_taken(db, kind, name, scope):
+        raise Conflict(
+            f"{kind} '{name}' exists already", hint="choose another name, or delete it first"
+        )
+
+
+def free_name(db: Connection, kind: str, wanted: str, scope: Scope) -> str:
+    """The first of ``wanted``, ``wanted-2``, ``wanted-3``, … that is free for a ``kind`` in a group."""
+    names = chain([wanted], (f"{wanted}-{number}" for number in count(2)))
+    return next(name for name in names if not _is_taken(db, kind, name, scope))
+
+
+def _is_taken(db: Connection, kind: str, name: str, scope: Scope) -> bool:
     table = RESOURCES[kind]
     same = select(table.c.id).where(in_group(table, scope), table.c.name == name)
-    if db.scalar(same) is not None:
-        raise taken(kind, name)
+    return db.scalar(same) is not None
 
 
 def missing(kind: str, name: str) -> NotFound:
     """The error for a resource that is not there, or not there for the caller: both sound the same."""
     return NotFound(f"there is no {kind} '{name}'", hint=f"calotype {kind.lower()} list shows them")
-
-
-def taken(kind: str, name: str) -> Conflict:
-    """The error for a resource whose name another one has."""
-    return Conflict(
-        f"{kind} '{name}' exists already", hint="choose another name, or delete it first"
-    )
 
 
 def _bearers(db: Connection, table: Table, row: Row) -> Iterator[tuple[Table, Row]]:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select, update
 
 from calotype.catalog import quotas, rows
-from calotype.catalog.access import HIDDEN, Access, require_name, taken
+from calotype.catalog.access import HIDDEN, Access, free_name, require_name
 from calotype.catalog.audit import Act, Audit, append
 from calotype.catalog.communities import Communities
 from calotype.catalog.community import Community
@@ -144,23 +144,16 @@ class Catalog:
             return None
 
     def image_at(self, scope: Scope, name: str) -> Image:
-        """The image of that name that stands by itself in a group anywhere; case matters only between two.
+        """The image of that name that stands by itself in a group anywhere.
 
         Raises:
             NotFound: there is none that the caller may see.
         """
-        where = (
-            images.c.shelf == Shelf.MANAGED.value,
-            images.c.subscription == scope.subscription.lower(),
-            images.c.resource_group == scope.group,
-            images.c.name.collate("NOCASE") == name,
-        )
-        exact = images.c.name == name
-        query = select(images).where(*where).order_by(exact.desc(), images.c.id)
+        place = {"subscription": scope.subscription.lower(), "resource_group": scope.group}
         with self._read() as db:
-            for row in _all(db, query):
-                if self.access.may(db, Role.READER, images, row):
-                    return rows.to_image(row, image_disk_rows_of(db, row["id"]))
+            row = _one(db, images, shelf=Shelf.MANAGED.value, name=name, **place)
+            if row is not None and self.access.may(db, Role.READER, images, row):
+                return rows.to_image(row, image_disk_rows_of(db, row["id"]))
         raise NotFound(
             f"there is no image '{name}' in resource group '{scope.group}' of subscription "
             f"'{scope.subscription}'",
@@ -304,8 +297,7 @@ class Catalog:
             self.access.require_in(db, Role.CONTRIBUTOR, vm.scope, f"VM '{vm.name}'")
             if check is not None:
                 check()
-            if _one(db, vms, name=vm.name, **rows.scope_row(vm.scope)) is not None:
-                raise taken("VM", vm.name)
+            require_name(db, "VM", vm.name, vm.scope)
             if vm.os_state is OsState.SPECIALIZED and vm.image_id and not allow_second:
                 self._refuse_second(db, vm.image_id)
             quotas.charge(db, vm.scope.subscription, {QuotaKind.VMS: 1})
@@ -425,6 +417,17 @@ class Catalog:
         with self._read() as db:
             found = _all(db, select(disks).order_by(disks.c.name))
             return [rows.to_disk(row) for row in found]
+
+    def free_disk_name(self, wanted: str) -> str:
+        """The first of ``wanted``, ``wanted-2``, ``wanted-3``, … that is free in the caller's group.
+
+        Raises:
+            Forbidden: the caller may not make resources there.
+        """
+        scope = self.access.caller.scope
+        with self._read() as db:
+            self.access.require_in(db, Role.CONTRIBUTOR, scope, f"disk '{wanted}'")
+            return free_name(db, "disk", wanted, scope)
 
     def has_overlay(self, file: str) -> bool:
         """Whether a managed disk's overlay is the file of that name: for housekeeping."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
-from calotype.catalog.access import in_group
+from calotype.catalog.access import free_name
 from calotype.catalog.audit import Act, append
 from calotype.catalog.part import Part
 from calotype.catalog.rows import scope_row, to_scope
@@ -127,7 +127,7 @@ def _put_back(
     found = db.execute(select(disks).where(here)).mappings().first()
     if found is None:
         made = {"id": disk.disk_id, "tags": disk.tags, "created_at": datetime.now(UTC)}
-        place = {**scope_row(scope), "name": _free_name(db, disk.name, scope)}
+        place = {**scope_row(scope), "name": free_name(db, "disk", disk.name, scope)}
         db.execute(insert(disks), {**values, **made, **place})
         return
     if found["vm_id"] is not None:  # this VM's own were taken off it just before
@@ -141,12 +141,6 @@ def elsewhere(name: str) -> Conflict:
         f"disk '{name}' belongs to the restore point, but is attached to another VM by now",
         hint="detach it there; what was written to it since will be lost",
     )
-
-
-def _free_name(db: Connection, wanted: str, scope: Scope) -> str:
-    taken = set(db.scalars(select(disks.c.name).where(in_group(disks, scope))))
-    candidates = (wanted, *(f"{wanted}-{number}" for number in range(2, len(taken) + 3)))
-    return next(name for name in candidates if name not in taken)
 
 
 def _point(db: Connection, row: RowMapping) -> RestorePoint:

@@ -69,7 +69,7 @@ def _resource(name: String) -> tuple[Column[Any], ...]:
 images = Table(
     "images",
     metadata,
-    *_resource(Text()),
+    *_resource(Text(collation=_CASELESS)),
     Column("shelf", String(16), nullable=False),
     Column("os_type", String(16), nullable=False),
     Column("os_state", String(16), nullable=False),
@@ -110,7 +110,7 @@ image_disks = Table(
 vms = Table(
     "vms",
     metadata,
-    *_resource(String(64)),
+    *_resource(String(64, _CASELESS)),
     Column("vcpus", Integer, nullable=False),
     Column("memory", BigInteger, nullable=False),
     Column("os_type", String(16), nullable=False),
@@ -138,7 +138,7 @@ vms = Table(
 disks = Table(
     "disks",
     metadata,
-    *_resource(String(80)),
+    *_resource(String(80, _CASELESS)),
     Column("size", BigInteger, nullable=False),
     Column("index", String(64), index=True),
     Column("image_id", String(36)),
@@ -156,7 +156,7 @@ disks = Table(
 snapshots = Table(
     "snapshots",
     metadata,
-    *_resource(String(80)),
+    *_resource(String(80, _CASELESS)),
     Column("size", BigInteger, nullable=False),
     Column("index", String(64), nullable=False, index=True),
     Column("disk_id", String(36), nullable=False),

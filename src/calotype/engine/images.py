@@ -59,7 +59,7 @@ def delete(context: Context, name: str, *, force: bool = False) -> Deletion:
 
 
 def _pulled(context: Context, name: str) -> Image | None:
-    """The pulled image of exactly that name: nothing is pulled, and nothing is the latest, to be deleted."""
+    """The pulled image of that whole name: nothing is pulled, and nothing is the latest, to be deleted."""
     found = (context.catalog.find_on(shelf, name) for shelf in (Shelf.MARKETPLACE, Shelf.COMMUNITY))
     return next(filter(None, found), None)
 

@@ -178,7 +178,7 @@ def _plan(context: Context, request: VmRequest, image: Image) -> VirtualMachine:
         suffix = "os" if lun is None else f"lun{lun}"
         managed = ManagedDisk(
             id=names.new_id(),
-            name=_free_disk_name(context, f"{request.name}-{suffix}"),
+            name=context.catalog.free_disk_name(f"{request.name}-{suffix}"),
             size=size,
             vm_id=vm_id,
             lun=lun,
@@ -310,12 +310,6 @@ def _computer_name(request: VmRequest, os_type: OsType) -> str:
     return names.computer_name(
         request.computer_name or request.name.replace("_", "-").replace(".", "-")
     )
-
-
-def _free_disk_name(context: Context, wanted: str) -> str:
-    taken = {disk.name for disk in context.catalog.list_disks()}
-    candidates = (wanted, *(f"{wanted}-{n}" for n in range(2, len(taken) + 3)))
-    return next(name for name in candidates if name not in taken)
 
 
 def _free_port(used: set[int]) -> int:

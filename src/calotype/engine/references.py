@@ -7,8 +7,7 @@
 - ``community/PUBLIC_NAME/DEFINITION[/VERSION]`` and ``/CommunityGalleries/P/Images/D[/Versions/V]``;
 - ``PUBLISHER:OFFER:SKU[:VERSION]`` or an alias: the marketplace.
 
-Without a version, or with ``latest``, it is the latest one. The case of letters matters only in the name of
-an image of its own.
+Without a version, or with ``latest``, it is the latest one. Names have no case.
 """
 
 import re

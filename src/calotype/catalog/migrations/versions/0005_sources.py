@@ -1,5 +1,7 @@
 """The three sources: galleries, what the marketplace and the community need, whose everything is."""
 
+import itertools
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -9,13 +11,35 @@ branch_labels = None
 depends_on = None
 
 _SUBSCRIPTION = "00000000-0000-4000-8000-000000000000"
+#: Table -> as many characters as names there have at most.
+_LONGEST = {"images": 64, "vms": 64, "disks": 80}
 
 
 def upgrade() -> None:
-    """Create the tables, give everything a place, and write down what is there."""
+    """Create the tables, give everything a place and a name there, and write down what is there."""
     _create()
+    for table, longest in _LONGEST.items():
+        _rename(table, longest)
     _alter()
     _fill()
+
+
+def _rename(table: str, longest: int) -> None:
+    """Names have no case any more: of those that differ by it alone, the later ones get a number."""
+    rows = sa.table(table, *map(sa.column, ("id", "name", "created_at")))
+    ordered = sa.select(rows.c.id, rows.c.name).order_by(rows.c.created_at, rows.c.id)
+    found = op.get_bind().execute(ordered).all()
+    seen: set[str] = set()
+    taken = {row.name.lower() for row in found}
+    for row in found:
+        if row.name.lower() not in seen:
+            seen.add(row.name.lower())
+            continue
+        ends = (f"-{number}" for number in itertools.count(2))
+        names = (row.name[: longest - len(end)] + end for end in ends)
+        name = next(name for name in names if name.lower() not in taken)
+        taken.add(name.lower())
+        op.execute(rows.update().where(rows.c.id == row.id).values(name=name))
 
 
 def _fill() -> None:
@@ -117,7 +141,7 @@ def _create() -> None:
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("subscription", sa.String(length=36), nullable=False),
         sa.Column("resource_group", sa.String(length=90, collation="NOCASE"), nullable=False),
-        sa.Column("name", sa.String(length=80), nullable=False),
+        sa.Column("name", sa.String(length=80, collation="NOCASE"), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("index", sa.String(length=64), nullable=False),
         sa.Column("disk_id", sa.String(length=36), nullable=False),
@@ -333,6 +357,12 @@ def _alter() -> None:
                 server_default="default",
             )
         )
+        batch_op.alter_column(
+            "name",
+            existing_type=sa.VARCHAR(length=80),
+            type_=sa.String(length=80, collation="NOCASE"),
+            existing_nullable=False,
+        )
         batch_op.drop_constraint("uq_disks_name", type_="unique")
         batch_op.create_unique_constraint(
             "uq_disks_name", ["subscription", "resource_group", "name"]
@@ -359,7 +389,10 @@ def _alter() -> None:
         batch_op.add_column(sa.Column("plan", sa.JSON(), nullable=True))
         batch_op.add_column(sa.Column("entitlement", sa.String(length=64), nullable=True))
         batch_op.alter_column(
-            "name", existing_type=sa.VARCHAR(length=80), type_=sa.Text(), existing_nullable=False
+            "name",
+            existing_type=sa.VARCHAR(length=80),
+            type_=sa.Text(collation="NOCASE"),
+            existing_nullable=False,
         )
         batch_op.drop_constraint("uq_images_name", type_="unique")
         batch_op.create_unique_constraint(
@@ -388,6 +421,12 @@ def _alter() -> None:
         )
         batch_op.add_column(sa.Column("plan", sa.JSON(), nullable=True))
         batch_op.add_column(sa.Column("entitlement", sa.String(length=64), nullable=True))
+        batch_op.alter_column(
+            "name",
+            existing_type=sa.VARCHAR(length=64),
+            type_=sa.String(length=64, collation="NOCASE"),
+            existing_nullable=False,
+        )
         batch_op.drop_constraint("uq_vms_name", type_="unique")
         batch_op.create_unique_constraint("uq_vms_name", ["subscription", "resource_group", "name"])
 
