@@ -1,13 +1,17 @@
 """Fetching a URL: real servers on loopback, and every way that a URL leads inside."""
 
+import itertools
 import random
 import socket
+import socketserver
+import threading
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 from tests.unit.web import File, serving
 
-from calotype.engine.base import fetch
-from calotype.engine.base.fetch import Remote, check_address, get, plain
+from calotype.engine.base import fetch, pace
+from calotype.engine.base.fetch import Lines, Remote, check_address, get, plain
 from calotype.errors import Conflict, InvalidInput, NotFound, ToolFailed
 
 BODY = random.Random(1).randbytes(3_000_000)
@@ -206,3 +210,137 @@ def test_no_credential_is_recorded():
 def test_what_is_no_url_is_said(url):
     with pytest.raises(InvalidInput):
         Remote(url)
+
+
+# Servers that hold whoever asks them
+
+
+@contextmanager
+def speaking(say):
+    """A server that reads a question and then does what ``say`` does with the connection; a URL's part."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            asked = b""
+            while not asked.endswith(b"\r\n\r\n"):
+                asked += self.request.recv(4096)
+            with suppress(OSError):
+                say(self.request)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def without_end(begin, more):
+    """It sends ``begin``, and then ``more`` again and again until nobody listens."""
+
+    def say(connection):
+        connection.sendall(begin)
+        while True:
+            connection.sendall(more * 1000)
+
+    return say
+
+
+def lines_read(url):
+    with closing(Lines(LOOPBACK).open(url, None)) as response:
+        while response.read1(100):
+            pass
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """Seven seconds go by whenever somebody looks at the clock."""
+    monkeypatch.setattr(fetch, "_PAUSES", (0, 0))
+    monkeypatch.setattr(pace, "monotonic", itertools.count(0.0, 7.0).__next__)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+ENDLESS = {
+    "status": (b"", b"H"),
+    "header": (OK + b"X: ", b"x"),
+    "interim": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "redirect": (b"HTTP/1.1 302 Found\r\nLocation: /\r\n", b"x"),
+    "chunk": (CHUNKED + b"1;", b"x"),
+    "trailer": (CHUNKED + b"1\r\nx\r\n0\r\n", b"X: y\r\n"),
+}
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("what", ENDLESS)
+def test_what_is_not_the_file_does_not_come_without_end(what):
+    with speaking(without_end(*ENDLESS[what])) as port:
+        url = f"http://127.0.0.1:{port}/"
+        with pytest.raises(pace.TooSlow, match="too slow"):
+            lines_read(url)
+        with pytest.raises(ToolFailed, match="cannot fetch"):
+            get(url, 100, allow=LOOPBACK)
+        with pytest.raises(ToolFailed, match="cannot fetch"):
+            list(Remote(url, allow=LOOPBACK).stream())
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_body_does_not_drip():
+    more = threading.Semaphore()
+
+    def say(connection):
+        connection.sendall(OK + b"Content-Length: 1000000\r\n\r\n")
+        while more.acquire(timeout=60):
+            connection.sendall(b"x")
+
+    with speaking(say) as port:
+        response = Lines(LOOPBACK).open(f"http://127.0.0.1:{port}/", None)
+        assert response.read1(100) == b"x"
+        more.release()
+        with closing(response), pytest.raises(pace.TooSlow, match="2 bytes in 2"):
+            response.read1(100)
+        more.release()
+
+
+def test_a_byte_for_each_question_is_no_progress(web, monkeypatch):
+    web.files["/image"].cut = 1
+    remote = Remote(web.url("/image"), allow=LOOPBACK)
+    with pytest.raises(ToolFailed, match="cannot fetch"):
+        list(remote.stream())
+    assert len(web.asked) == 1 + 1 + len(fetch._PAUSES)
+
+
+def test_a_long_way_to_a_file_is_given_up(web, monkeypatch):
+    web.redirects = {"/to": "/image"}
+    monkeypatch.setattr(fetch, "_AWAY", -1.0)
+    with pytest.raises(ToolFailed, match="redirects for longer than"):
+        whole(web, "/to")
+    assert whole(web, "/image") == BODY
+
+
+def test_connections_stay_open_to_few_servers():
+    came = []
+
+    def say(connection):
+        came.append(connection)
+        connection.sendall(OK + b"Content-Length: 1\r\n\r\nx")
+        connection.recv(1)  # until the other end closes
+        closed.release()
+
+    closed = threading.Semaphore(0)
+    lines, most = Lines(LOOPBACK), fetch._SERVERS
+    with speaking(say) as port:
+        for host in range(1, most + 4):
+            with closing(lines.open(f"http://127.0.0.{host}:{port}/", None)) as response:
+                assert response.read1(10) == b"x"
+                assert not response.read1(10)
+        for _ in range(3):
+            assert closed.acquire(timeout=60)
+        for connection in came[-most:]:
+            with pytest.raises(BlockingIOError):
+                connection.recv(1, socket.MSG_DONTWAIT)

@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import urllib3
 from urllib3.response import BaseHTTPResponse
 
+from calotype.engine.base import pace
 from calotype.errors import Conflict, InvalidInput, NotFound, ToolFailed
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -30,7 +31,9 @@ _INSIDE = tuple(
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({404, 410})
 _MAX_REDIRECTS = 5
+_AWAY = 30.0  # seconds after which no further redirect is followed
 _LINES = 8  # connections to one server that stay open
+_SERVERS = 8  # to which connections stay open
 _STALLED = 20.0  # seconds without a byte after which another server is asked
 _PASSING = frozenset({429, 500, 502, 503, 504})
 _PATIENCE = 120.0  # seconds that a small file may take
@@ -88,19 +91,20 @@ class Remote:
             ToolFailed: the server does not deliver, also not after several tries.
             Conflict: the file was changed meanwhile.
         """
-        at, tries = start, 0
+        at = broken = start
+        tries = 0
         while self.size is None or at < self.size:
             try:
                 with self._checked(at, None) as response:
-                    for block in response.stream(_PIECE, decode_content=False):
+                    while block := response.read1(_PIECE, decode_content=False):
                         yield block
                         at += len(block)
-                        tries = 0
                 if self.size is None or at >= self.size:
                     break
                 raise urllib3.exceptions.IncompleteRead(at, self.size - at)
             except urllib3.exceptions.HTTPError as error:
-                tries += 1
+                tries = tries + 1 if at - broken < _PIECE else 1
+                broken = at
                 if not self.ranges or tries > len(_PAUSES):
                     raise ToolFailed(f"cannot fetch {plain(self.url)}: {error}") from error
                 self._pause(tries)
@@ -114,10 +118,14 @@ class Remote:
         """
         for tries in range(1, len(_PAUSES) + 2):
             try:
+                data = bytearray()
                 with self._checked(offset, offset + length) as response:
-                    data = response.read(length, decode_content=False)
+                    while block := response.read1(
+                        min(length - len(data), _PIECE), decode_content=False
+                    ):
+                        data += block
                 if len(data) == length:
-                    return data
+                    return bytes(data)
                 raise urllib3.exceptions.IncompleteRead(len(data), length)
             except urllib3.exceptions.HTTPError as error:
                 if tries > len(_PAUSES):
@@ -195,11 +203,14 @@ class Lines:
     ) -> urllib3.HTTPConnectionPool:
         server = (parts.scheme, parts.netloc)
         with self._lock:
-            if (pool := self._pools.get(server)) is not None:
-                return pool
-        pool = _pool(parts, allow, read=_STALLED)
+            pool = self._pools.get(server)
+        pool = pool or _pool(parts, allow, read=_STALLED)
         with self._lock:
-            return self._pools.setdefault(server, pool)
+            self._pools.pop(server, None)
+            self._pools[server] = pool
+            if len(self._pools) > _SERVERS:  # its connections close with their last user
+                del self._pools[next(iter(self._pools))]
+        return pool
 
 
 def get(url: str, limit: int, *, allow: Sequence[str] = ()) -> bytes:
@@ -289,7 +300,7 @@ def _pool(
     address = str(_resolve(host, port, allow))
     timeout = urllib3.Timeout(connect=15, read=read)
     if parts.scheme == "https":
-        return urllib3.HTTPSConnectionPool(
+        return pace.SecurePool(
             address,
             port,
             timeout=timeout,
@@ -297,13 +308,14 @@ def _pool(
             server_hostname=host,
             assert_hostname=host,
         )
-    return urllib3.HTTPConnectionPool(address, port, timeout=timeout, maxsize=_LINES)
+    return pace.Pool(address, port, timeout=timeout, maxsize=_LINES)
 
 
 def _open(
     url: str, allow: Sequence[Network], wanted: str | None, connect: Connect = _pool
 ) -> tuple[BaseHTTPResponse, str]:
     """The answer to a GET for a range (``None``: for all), body unread, and the URL after redirects."""
+    until = time.monotonic() + _AWAY
     for _ in range(_MAX_REDIRECTS + 1):
         response = _get(_split(url), allow, wanted, connect)
         if response.status in (200, 206):
@@ -321,6 +333,8 @@ def _open(
         target = _join(url, location)
         if _split(url).scheme == "https" and _split(target).scheme != "https":
             raise InvalidInput(f"{plain(url)} redirects from https to {plain(target)}")
+        if time.monotonic() > until:
+            raise ToolFailed(f"{plain(url)} redirects for longer than {_AWAY:.0f} seconds")
         url = target
     raise ToolFailed(f"{plain(url)} redirects more than {_MAX_REDIRECTS} times")
 
