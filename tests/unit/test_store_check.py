@@ -224,6 +224,34 @@ def test_a_config_that_makes_no_sense_is_damage(config):
         Repository(objects)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"chunking":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"chunking":{"version":1e999},"format":"calotype repository","version":1}',
+        b'{"chunking":{"version":' + b"9" * 5000 + b'},"format":"calotype repository","version":1}',
+        b'{"format":"calotype repository","version":1,"version":2}',
+        b'{"name":"\xff"}',
+        b"[]",
+    ],
+    ids=["deep", "infinite", "long", "twice", "not UTF-8", "a list"],
+)
+def test_a_config_that_is_absurd_is_damage(line):
+    objects = MemoryStore()
+    Repository.create(objects)
+    objects.put("config", line + b"\n" + blake3(line).hexdigest().encode() + b"\n")
+    with pytest.raises(StoreDamaged):
+        Repository(objects)
+
+
+@pytest.mark.parametrize("length", [0, 8, 87, 88])
+def test_a_footer_that_is_too_short_is_damage(length):
+    row = pack.FrameRow(10, 20, pack.Codec.ZSTD, b"c" * 32, [b"d" * 32], [20])
+    foot = pack.footer(pack.Kind.DATA, "default", [row])
+    with pytest.raises(StoreDamaged):
+        pack.parse(foot[:length], "ab" * 32, 1000)
+
+
 def rebuilt(foot: bytes, body: bytes) -> tuple[str, bytes]:
     """A pack object whose footer has a right checksum and name, whatever it says."""
     name, tail = pack.trailer(foot)

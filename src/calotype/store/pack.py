@@ -245,6 +245,8 @@ def parse(foot: bytes, name: str, size: int) -> Pack:
         StoreDamaged: no pack of this size has this footer.
     """
     key = PREFIX + name
+    if len(foot) < _FOOT.size:
+        raise _damaged(key, "has a footer of the wrong length")
     magic, version, kind, level, chunks, frames, _nonce, padded = _FOOT.unpack_from(foot)
     if magic != _FOOT_MAGIC:
         raise _damaged(key, "has no valid footer")

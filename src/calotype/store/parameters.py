@@ -13,11 +13,13 @@ from calotype.store.chunking import VERSIONS, Chunking
 from calotype.store.digest import Domain, pack_name
 from calotype.store.objects import ObjectStore, ReadableStore
 from calotype.store.pack import MAX_CHUNK
+from calotype.strict import read_json
 
 CONFIG = "config"
 DOMAINS = "domains/"
 _FORMAT = "calotype repository"
 _VERSION = 1
+_LARGEST = 1 << 20  # bytes of an object
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,9 @@ def unseal(key: str, data: bytes) -> dict[str, Any]:
     if rest != blake3(line).hexdigest().encode() + b"\n":
         raise StoreDamaged(f"object {key} does not match its checksum")
     try:
-        content = json.loads(line)
-    except ValueError:
-        content = None
+        content = read_json(line, limit=_LARGEST, what=f"object {key}")
+    except InvalidInput as error:
+        raise StoreDamaged(error.message) from None
     if not isinstance(content, dict):
         raise StoreDamaged(f"object {key} is not a JSON object")
     return content
