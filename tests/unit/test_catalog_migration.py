@@ -250,6 +250,12 @@ def test_it_goes_on_as_a_new_one(path):
 
 #: Table -> as many characters as its names have at most.
 LONGEST = {"images": 64, "vms": 64, "disks": 80}
+#: Table -> the names that are there.
+OTHERS = {
+    "images": {WEB.name, CHILD.name},
+    "vms": {vm.name for vm in VMS},
+    "disks": {LOOSE.name, *(disk.name for vm in VMS for disk in vm.disks)},
+}
 
 
 def put_named(path, table, named, when):
@@ -268,7 +274,18 @@ def put_named(path, table, named, when):
         db.commit()
 
 
-@pytest.mark.parametrize("table", LONGEST)
+class Long(str):
+    """A letter, as long as a name can be; with a format, that is its end."""
+
+    __slots__ = ()
+
+    def __new__(cls, letter, longest):
+        return super().__new__(cls, letter * longest)
+
+    def __format__(self, end):
+        return str(self)[: len(self) - len(end)] + end
+
+
 @pytest.mark.parametrize("ordered", ["by time", "by id"])
 @pytest.mark.parametrize(
     ("before", "after"),
@@ -286,40 +303,26 @@ def put_named(path, table, named, when):
     ],
 )
 def test_of_names_that_differ_by_case_alone_the_later_ones_get_a_number(
-    path, table, ordered, before, after
+    path, ordered, before, after
 ):
-    def names(text):
+    def names(table, text):
         return text.format(x=Long("x", LONGEST[table]), X=Long("X", LONGEST[table])).split()
 
-    ids = [f"id-{number}" for number in range(len(names(before)))]
+    ids = [f"id-{number}" for number in range(len(before.split()))]
     if ordered == "by time":
         ids.reverse()
     when = {identifier: at if ordered == "by time" else 1 for at, identifier in enumerate(ids)}
-    named = dict(zip(ids, names(before), strict=True))
-    put_named(path, table, dict(sorted(named.items())), when)
-    with raw(path) as db:
-        query = f"SELECT id, name FROM {table} WHERE id NOT LIKE 'id-%' ORDER BY id"
-        others = db.execute(query).fetchall()
+    for table in LONGEST:
+        put_named(path, table, dict(sorted(zip(ids, names(table, before), strict=True))), when)
     Catalog(path).close()
     with raw(path) as db:
-        assert db.execute(query).fetchall() == others
-        found = dict(db.execute(f"SELECT id, name FROM {table} WHERE id LIKE 'id-%'").fetchall())
-        assert [found[identifier] for identifier in ids] == names(after)
-        if table == "images":
-            noted = db.execute("SELECT id, name FROM lineage WHERE id LIKE 'id-%'").fetchall()
-            assert dict(noted) == found
-
-
-class Long(str):
-    """A letter, as long as a name can be; with a format, that is its end."""
-
-    __slots__ = ()
-
-    def __new__(cls, letter, longest):
-        return super().__new__(cls, letter * longest)
-
-    def __format__(self, end):
-        return str(self)[: len(self) - len(end)] + end
+        for table in LONGEST:
+            found = dict(db.execute(f"SELECT id, name FROM {table}").fetchall())
+            assert [found.pop(identifier) for identifier in ids] == names(table, after)
+            assert set(found.values()) == OTHERS[table]
+        query = "SELECT name FROM {} ORDER BY id"
+        images, lineage = (db.execute(query.format(t)).fetchall() for t in ("images", "lineage"))
+        assert images == lineage
 
 
 def test_what_got_another_name_is_found_by_it_and_has_what_it_had(path):
