@@ -205,7 +205,10 @@ def _verify(context: Context, wanted: Wanted, part: "_Part", url: str) -> None:
     """Make a part that has the digest a whole file; remove any other."""
     digest = hashlib.new(wanted.algorithm)
     size = part.path.stat().st_size
-    with part.path.open("rb") as file, context.progress.phase("checking the download", size) as advance:
+    with (
+        part.path.open("rb") as file,
+        context.progress.phase("checking the download", size) as advance,
+    ):
         while block := file.read(1 << 20):
             digest.update(block)
             advance(len(block))
