@@ -3,6 +3,7 @@
 Every case says what was wrong, and leaves what was seen before as it was: the honest mirror goes on.
 """
 
+import itertools
 import json
 import shutil
 
@@ -12,6 +13,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 from tests.publicly import mirroring
 from tests.shop import ENDED, Shop, fresh
 
+from calotype.engine.base import pace
 from calotype.engine.community.mirror import HttpMirror
 from calotype.engine.community.trusted import Tree
 from calotype.errors import NotFound, StoreUnavailable, ToolFailed, Untrusted
@@ -34,8 +36,8 @@ class World:
         first.refresh()
         first.document("packs.json", 1 << 20)
 
-    def client(self, *urls, **options):
-        mirrors = [HttpMirror(url, LOOPBACK, **options) for url in urls or (self.server.url,)]
+    def client(self, *urls):
+        mirrors = [HttpMirror(url, LOOPBACK) for url in urls or (self.server.url,)]
         return Tree(self.root / "client", self.pinned, mirrors)
 
     def refused(self, why, error=Untrusted):
@@ -159,13 +161,14 @@ def test_endless_data(world, file):
     assert world.server.sent < 70 << 20
 
 
-def test_slow_retrieval(world):
+def test_slow_retrieval(world, monkeypatch):
     """A server that sends just enough for no time-out to strike."""
     world.shop.publish(NEWER, number=6)
-    clock = iter(range(0, 100_000, 30))
-    client = world.client(clock=lambda: next(clock))
-    with pytest.raises(StoreUnavailable, match="too slow"):
-        client.refresh()
+    client = world.client()
+    with monkeypatch.context() as slow:
+        slow.setattr(pace, "monotonic", itertools.count(0.0, 30.0).__next__)
+        with pytest.raises(StoreUnavailable, match="too slow"):
+            client.refresh()
     world.client().refresh()
 
 

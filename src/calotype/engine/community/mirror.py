@@ -1,7 +1,6 @@
 """A public tree behind a URL: objects by their keys, in bounded time and size, over connections that stay."""
 
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from urllib.parse import urlsplit
 
@@ -14,8 +13,6 @@ from calotype.store.objects import check_key
 
 _BLOCK = 128 << 10
 _FORBIDDEN = 403  # what buckets answer for what is not there
-_SLOWEST = 4 << 10  # bytes a second, over each window
-_WINDOW = 20.0  # seconds
 
 
 class HttpMirror:
@@ -24,12 +21,9 @@ class HttpMirror:
     Args:
         url: of the tree; ``http`` or ``https``.
         allow: Networks (CIDR) that may be reached although they are not public.
-        clock: seconds; for tests.
     """
 
-    def __init__(
-        self, url: str, allow: Sequence[str] = (), clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, url: str, allow: Sequence[str] = ()) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidInput(
@@ -39,7 +33,6 @@ class HttpMirror:
             raise InvalidInput(f"'{fetch.plain(url)}' has a query or a fragment")
         self.url = url.rstrip("/") + "/"
         self._lines = fetch.Lines(allow)
-        self._clock = clock
 
     @property
     def name(self) -> str:
@@ -56,7 +49,7 @@ class HttpMirror:
         """
         held = bytearray()
         with closing(self._ask(path, None)) as response:
-            for block in self._blocks(response):
+            for block in _blocks(response):
                 held += block
                 if len(held) > limit:
                     raise Untrusted(f"it sends more than {limit} bytes as {path}")
@@ -81,7 +74,7 @@ class HttpMirror:
             raise ToolFailed(error.message, hint=error.hint) from None
         with closing(response):
             self._require_range(response, key, start, end, size)
-            yield from self._blocks(response)
+            yield from _blocks(response)
 
     def _require_range(
         self, response: BaseHTTPResponse, key: str, start: int, end: int, size: int
@@ -106,19 +99,11 @@ class HttpMirror:
         except (ToolFailed, urllib3.exceptions.HTTPError) as error:
             raise StoreUnavailable(f"cannot reach it: {error}") from None
 
-    def _blocks(self, response: BaseHTTPResponse) -> Generator[bytes, None, None]:
-        """What comes, as it comes; never more slowly than 4 KiB a second for 20 seconds."""
-        since, got = self._clock(), 0
-        try:
-            while block := response.read1(_BLOCK):
-                yield block
-                got += len(block)
-                now = self._clock()
-                if now - since >= _WINDOW:
-                    if got < _SLOWEST * (now - since):
-                        raise StoreUnavailable(
-                            f"it is too slow: {got} bytes in {now - since:.0f} seconds"
-                        )
-                    since, got = now, 0
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise StoreUnavailable(f"the connection broke: {error}") from None
+
+def _blocks(response: BaseHTTPResponse) -> Generator[bytes, None, None]:
+    """What comes, as it comes; :mod:`calotype.engine.base.pace` sees that it does."""
+    try:
+        while block := response.read1(_BLOCK):
+            yield block
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise StoreUnavailable(f"the connection broke: {error}") from None
