@@ -110,7 +110,7 @@ def test_a_shared_gallery_is_seen_used_and_not_changed(owner, team, everyone):
         lambda: lifecycle.turn(team, version.id, Lifecycle.REVOKED),
         lambda: engine.update_version(team, version.id, exclude_from_latest=True),
         lambda: replication.replicate(team, version),
-        lambda: replication.withdraw(team, version, ["north"]),
+        lambda: replication.withdraw(team, version, [team.region]),
     ):
         with pytest.raises(Forbidden):
             act()
