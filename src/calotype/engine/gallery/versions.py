@@ -229,7 +229,7 @@ def of_disks(
             name = f"for-a-version-{names.new_id()}"
             snapshot = snapshots.create(context, name, disk).snapshot
             stack.callback(snapshots.delete, context, snapshot.id)
-            return replace(snapshot, name=disk)
+            return replace(snapshot, name=context.catalog.disk(disk).name)
 
         named = [(None, os_disk), *data.items()]
         caching = {lun: context.catalog.disk(disk).caching for lun, disk in named}
