@@ -1,12 +1,11 @@
 """What is fuzzed, and what must hold for any input: the readers of file systems and of volumes."""
 
-import resource
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from tests.fuzz.sparse import SparseDisk
+from tests.memory import forget_peak, peak
 
 from calotype.store.digest import Ints
 from calotype.store.files import areas, ext4, lvm, ntfs, xfs
@@ -25,19 +24,14 @@ def one(read: Callable[[SparseDisk, int], None], data: bytes) -> None:
     """Read what an input describes; raises AssertionError when a law does not hold."""
     disk = SparseDisk(data)
     budget = BUDGET if disk.size >> 10 & 15 == 15 else _SMALL_BUDGET
-    before = _resident()
+    forget_peak()
+    before = peak()
     begun = time.process_time()
     read(disk, budget)
     assert disk.bytes_read <= budget, "more was read than the budget allows"
     assert time.process_time() - begun < MAX_SECONDS, "it took too long"
-    # The fuzzer itself grows: what counts is how far above the start the process ever was.
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before
-    assert peak < MAX_MEMORY, f"{peak >> 20} MiB of memory"
-
-
-def _resident() -> int:
-    """Bytes that the process has in memory now."""
-    return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
+    taken = (peak() - before) << 10
+    assert taken < MAX_MEMORY, f"{taken >> 20} MiB of memory"
 
 
 def _reads(reader: Callable[[Reader], FileMap | None]) -> Callable[[SparseDisk, int], None]:
