@@ -464,8 +464,8 @@ _HEAD = [
     "tenth of the versions staged, excluded, deprecated or deleted. Each call is one transaction through the",
     "catalogue's own interface, access checks included (*by its reference*: two). *Plain* is the same rows",
     "read or written by Python's sqlite3 in the same file, in turns with ours. A publication is durable",
-    "(`fsync`) when it returns, with its entry in the audit; plain ones have none. What the bench itself holds",
-    "is kept from Python's garbage collector (`gc.freeze`), as servers do with what they loaded.",
+    "(`fsync`) when it returns, with its entry in the audit; plain ones have none. What the bench itself",
+    "holds is kept from Python's garbage collector (`gc.freeze`), as servers do with what they loaded.",
     "",
 ]
 
