@@ -412,9 +412,7 @@ def test_ports_and_names_of_others_are_known(owner, as_, vm, monkeypatch):
     there = Scope(DEFAULT_SUBSCRIPTION, "carls")
     roles.assign(owner, "carl", Role.READER, Where(resource=vm.image_id))
     carl = as_("carl", Role.CONTRIBUTOR, there)
-    chosen = iter([vm.ssh_port, vm.ssh_port, 31_999])
-    monkeypatch.setattr("calotype.engine.launch.secrets.choice", lambda _ports: next(chosen))
-    monkeypatch.setattr("calotype.engine.launch.ssh.is_free", lambda _port: True)
+    monkeypatch.setattr("calotype.machine.ssh.is_free", {vm.ssh_port, 31_999}.__contains__)
     made = create_vm(carl, VmRequest(name="vm", image=vm.image_id, start=False))
     assert made.ssh_port == 31_999
     assert made.os_disk.name == vm.os_disk.name  # which is free in this group

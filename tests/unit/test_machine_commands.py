@@ -217,6 +217,12 @@ def test_free_ports() -> None:
         ssh.free_port(used, used, taken=[used])
 
 
+def test_two_that_look_at_once_find_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installations know nothing of each other, and QEMU takes a port a moment after it was looked at."""
+    monkeypatch.setattr(ssh, "is_free", lambda _port: True)
+    assert len({ssh.free_port() for _ in range(20)}) > 10
+
+
 def test_the_probe_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 

@@ -38,7 +38,6 @@ from calotype.model import (
 #: Where uids of VMs start when Calotype runs as root; each installation takes a block of its own.
 _FIRST_UID = 1_900_000_000
 _UIDS_PER_HOME = 10_000
-_PORTS = range(22_000, 32_000)
 _ADMIN = "azureuser"  # unless another is named
 _MAX_VCPUS = 255
 _MIN_MEMORY = 64 * MIB
@@ -228,7 +227,7 @@ def _placed(context: Context, vm: VirtualMachine, request: VmRequest) -> Virtual
     others = context.system.every_vm()
     used = {other.ssh_port for other in others}
     used |= {port for other in others for port, _ in other.forwards}
-    ssh_port = _free_port(used)
+    ssh_port = ssh.free_port(taken=used)
     return replace(
         vm,
         ssh_port=ssh_port,
@@ -312,18 +311,10 @@ def _computer_name(request: VmRequest, os_type: OsType) -> str:
     )
 
 
-def _free_port(used: set[int]) -> int:
-    for _ in range(1000):
-        port = secrets.choice(_PORTS)
-        if port not in used and ssh.is_free(port):
-            return port
-    raise Conflict("no free TCP port on 127.0.0.1 between 22000 and 32000")
-
-
 def _forwards(wanted: Sequence[tuple[int, int]], used: set[int]) -> tuple[tuple[int, int], ...]:
     result: list[tuple[int, int]] = []
     for host, guest in wanted:
-        port = host or _free_port(used)
+        port = host or ssh.free_port(taken=used)
         if port in used or not ssh.is_free(port):
             raise Conflict(f"port {port} of 127.0.0.1 is taken", hint="write 0:PORT for a free one")
         used.add(port)

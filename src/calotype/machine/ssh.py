@@ -1,7 +1,8 @@
 """SSH to a guest through its forwarded port."""
 
+import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from calotype.errors import Conflict, InvalidInput
@@ -59,16 +60,21 @@ def answers(port: int, *, timeout: float = 5.0) -> bool:
         return False
 
 
-def free_port(first: int = 22000, last: int = 32000, *, taken: Sequence[int] = ()) -> int:
-    """The first port of 127.0.0.1 from ``first`` to ``last`` that is free and not in ``taken``.
+def free_port(first: int = 22000, last: int = 32000, *, taken: Collection[int] = ()) -> int:
+    """A port of 127.0.0.1 from ``first`` to ``last`` that is free and not in ``taken``.
+
+    Any of them: two installations that look at the same moment are to find different ones.
 
     Raises:
         Conflict: there is none.
     """
-    for port in range(first, last + 1):
-        if port not in taken and is_free(port):
+    ports = sorted(set(range(first, last + 1)).difference(taken))
+    for port in secrets.SystemRandom().sample(ports, len(ports)):
+        if is_free(port):
             return port
-    raise Conflict(f"no port from {first} to {last} is free on 127.0.0.1")
+    raise Conflict(
+        f"no port from {first} to {last} is free on 127.0.0.1", hint="stop VMs that nobody needs"
+    )
 
 
 def is_free(port: int) -> bool:
