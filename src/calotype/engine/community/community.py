@@ -113,7 +113,7 @@ def is_offered(context: Context, definition: ImageDefinition, version: ImageVers
     """Whether everybody may have a version of a public gallery."""
     if version.deleted_at is not None or version.image.stage is not Stage.PROMOTED:
         return False
-    if context.system.lineage.revocation(version.id) is not None:
+    if not version.eligible and context.system.lineage.revocation(version.id) is not None:
         return False
     return not any(fitness.objections(context, definition, version))
 
