@@ -1,8 +1,10 @@
 """Names that survive a power cut, and small files that are there whole or not at all."""
 
+import json
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 
 def fsync_directory(path: str | os.PathLike[str]) -> None:
@@ -33,3 +35,12 @@ def write_private(path: Path, data: bytes, *, durable: bool = True) -> None:
         raise
     if durable:
         fsync_directory(path.parent)
+
+
+def read_map(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of ours that can be made anew; empty when there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

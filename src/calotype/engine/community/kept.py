@@ -1,12 +1,12 @@
 """What is kept here of followed installations: what was seen last, which can be asked without the network."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from calotype.disk.durable import read_map
 from calotype.engine.community.mirror import HttpMirror
 from calotype.engine.community.trusted import Tree
 from calotype.engine.context import Context
@@ -37,11 +37,7 @@ def mirrors_of(community: FollowedCommunity) -> list[HttpMirror]:
 
 def state_of(context: Context, community: FollowedCommunity) -> dict[str, Any]:
     """What the last update wrote down; empty when there was none."""
-    try:
-        found = json.loads((directory_of(context, community.name) / STATE).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_map(directory_of(context, community.name) / STATE)
 
 
 def documents(context: Context, community: FollowedCommunity) -> Iterator[GalleryDocument]:

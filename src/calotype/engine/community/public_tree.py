@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tuf.api.metadata import Metadata, Snapshot
 
-from calotype.disk.durable import write_private
+from calotype.disk.durable import read_map, write_private
 from calotype.engine.community import community
 from calotype.engine.community.publisher import Publisher
 from calotype.engine.context import Context
@@ -164,7 +164,7 @@ class _Tree:
         self._cache = cache
         self._repository = Repository.create(objects, domain=COMMUNITY, lookup=cache / "lookup")
         self._repository.keep_domain(COMMUNITY)
-        self._known = _read_map(cache.parent / "indexes.json")
+        self._known = read_map(cache.parent / "indexes.json")
         self._last = _last_packs(cache)
         self._now = datetime.now(UTC).replace(microsecond=0)
         self._needed: dict[str, str] = {}  # private Index -> public one
@@ -476,14 +476,6 @@ def _range(wanted: Range) -> tuple[int | None, int | None]:
 
 def _listed(pack: Pack) -> tuple[str, int, int]:
     return pack.id, pack.size, len(pack.foot)
-
-
-def _read_map(path: Path) -> dict[str, str]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _last_packs(cache: Path) -> PacksDocument | None:
