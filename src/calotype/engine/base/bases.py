@@ -89,9 +89,8 @@ def serve(context: Context, partial: Partial) -> None:
         return
     for disk in context.system.every_disk():
         if disk.index == partial.index and disk.vm_id is not None:
-            with suppress(
-                CalotypeError
-            ):  # another command works on that VM: the server tries again
+            # Another command may work on that VM: the server tries again.
+            with suppress(CalotypeError):
                 spec = disk_specification(context, disk, partial.base)
                 context.driver.reconnect(context.vm_path(disk.vm_id), spec)
 

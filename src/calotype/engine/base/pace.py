@@ -8,9 +8,13 @@ import http.client
 import io
 import socket
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _SLOWEST = 4 << 10  # bytes of a body a second
 _WINDOW = 20.0  # seconds, unless the connection says how long it waits for a byte
@@ -30,7 +34,7 @@ class _Received(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
+    def readinto(self, buffer: "WriteableBuffer", /) -> int | None:
         if monotonic() > self.until:
             raise TooSlow("it is too slow: it sends, and nothing of the file comes")
         return self._raw.readinto(buffer)
